@@ -1,0 +1,123 @@
+# Copyright (c) 2026, the causeway.platform authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans releases: which instances change, in which order, and whether that may begin. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# A tag of the OCI distribution specification, section "Pulling manifests".
+VERSION = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")
+
+
+class ReleaseError(Exception):
+    """The release cannot begin; the message says why and what is allowed."""
+
+
+@dataclass(frozen=True)
+class RollingPlan:
+    """A rolling release, ready to run.
+
+    ``hosts`` are in the order to visit, zone by zone; ``serial`` is the number of hosts of each batch; ``slots`` maps a
+    host to the slots to replace there; ``undo`` is the version that a failure goes back to.
+    """
+
+    service: str
+    version: str
+    undo: str
+    hosts: list[str]
+    serial: list[int]
+    slots: dict[str, list[int]]
+    skipped: list[str]
+    resumes: bool
+    available: int
+    minimum: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def batch_size(batch: int | str, count: int) -> int:
+    """Hosts per batch from a number or a percentage (rounded down, at least one), as Kubernetes' maxUnavailable does.
+
+    >>> batch_size("25%", 9)
+    2
+    """
+    text = str(batch).strip()
+    size = count * int(text[:-1]) // 100 if text.endswith("%") else int(text)
+    return max(1, min(size, max(count, 1)))
+
+
+def current_version(service: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    """The version that a fresh instance gets: what the release record says, else what the description says."""
+    return str((record or {}).get("current") or service["version"])
+
+
+def rolling_plan(
+    service: Mapping[str, Any],
+    version: str,
+    live: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any] | None = None,
+) -> RollingPlan:
+    """Plan the replacement of every placed instance of ``service`` that does not run ``version``.
+
+    ``service`` is a normalised description (docs/design.md section 1), ``live`` the instances registered now, each with
+    host, slot and version; ``record`` the service's release record, if any. Raises ReleaseError before anything
+    changes when the version is malformed or already live everywhere, or when a batch would leave fewer instances than
+    the service's minimum.
+    """
+    name = service["name"]
+    if not VERSION.match(str(version)):
+        raise ReleaseError(
+            f"release_version: {version!r} is not a version; allowed: letters, digits, '.', '_' and '-', at most 128"
+        )
+    placed = sorted(
+        service["instances"]["placed"], key=lambda one: (one["region"], one["zone"], one["host"], one["slot"])
+    )
+    if not placed:
+        raise ReleaseError(f"service {name}: no instance is placed on any host, so there is nothing to release")
+    running = {(one["host"], int(one["slot"])): str(one["version"]) for one in live}
+    todo = [one for one in placed if running.get((one["host"], int(one["slot"]))) != version]
+    skipped = [one["id"] for one in placed if one not in todo]
+    state = str((record or {}).get("state") or "")
+    undo = current_version(service, record)
+    if not todo and undo == version and state != "rolling":
+        raise ReleaseError(f"service {name}: version {version} is already live on all {len(placed)} instances")
+    slots: dict[str, list[int]] = {}
+    zones: dict[str, list[str]] = {}
+    for one in todo:
+        slots.setdefault(one["host"], []).append(int(one["slot"]))
+        hosts = zones.setdefault(one["zone"], [])
+        if one["host"] not in hosts:
+            hosts.append(one["host"])
+    size = batch_size(service["release"]["batch"], len(slots))
+    # A batch never spans two zones: one failure domain at a time.
+    serial = [min(size, len(hosts) - start) for hosts in zones.values() for start in range(0, len(hosts), size)]
+    minimum = int(service["instances"]["min"])
+    # A host replaces its slots one after the other, so a batch takes one instance per host out at a time.
+    worst = max(serial, default=0)
+    dead = sum(1 for one in placed if (one["host"], int(one["slot"])) not in running)
+    dead_elsewhere = max(0, dead - worst)
+    available = len(placed) - worst - dead_elsewhere
+    if todo and available < minimum:
+        raise ReleaseError(
+            f"service {name}: a batch of {worst} would leave {available} of {len(placed)} instances "
+            f"({dead} not registered now), below its minimum of {minimum}; raise instances.count, lower instances.min "
+            f"or release.batch, or repair the missing instances first"
+        )
+    return RollingPlan(
+        service=name,
+        version=str(version),
+        undo=undo,
+        hosts=list(slots),
+        serial=serial,
+        slots=slots,
+        skipped=skipped,
+        resumes=state == "rolling",
+        available=available,
+        minimum=minimum,
+    )

@@ -1,0 +1,1 @@
+"""Two small services that prove the platform: catalog, and orders which calls catalog."""

@@ -1,0 +1,251 @@
+# Copyright (c) 2026, The causeway.platform founding engineers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a description says, with every default filled in. Values that the schema refused are absent (None)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document
+from ansible_collections.causeway.platform.plugins.module_utils.topology.placement import Site
+from ansible_collections.causeway.platform.plugins.module_utils.topology.schema import (
+    CALL_PORTS,
+    COMPONENTS,
+    MESH_PORTS,
+    SLOTS,
+)
+from ansible_collections.causeway.platform.plugins.module_utils.topology.units import parse_duration
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine of the platform."""
+
+    name: str
+    address: str | None
+    zone: str
+    region: str
+    components: tuple[str, ...]
+    vars: dict[Any, Any]
+
+    @property
+    def path(self) -> tuple[Any, ...]:
+        """Where the host is written in platform.yml."""
+        return ("regions", self.region, "zones", self.zone, "hosts", self.name)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region with its zones in order."""
+
+    name: str
+    state: str
+    zones: tuple[str, ...]
+    address: str
+    port: int
+    router_id: int
+
+
+@dataclass
+class Service:
+    """A service: its file, and its normalised form as in docs/design.md section 1."""
+
+    name: str
+    document: Document
+    spec: dict[str, Any]
+    count: int = 0
+
+
+@dataclass
+class Topology:
+    """The whole description."""
+
+    document: Document
+    platform: str = ""
+    domain: str = ""
+    regions: list[Region] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)
+    services: dict[str, Service] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)  # services whose file could not be read
+    doubtful: set[str] = field(default_factory=set)  # components that a misspelt one was probably meant to be
+    vars: dict[Any, Any] = field(default_factory=dict)
+    lab: dict[str, Any] = field(default_factory=dict)
+
+    def with_component(self, component: str, region: str | None = None) -> list[Host]:
+        """Hosts of a component, of one region or of all."""
+        return [host for host in self.hosts if component in host.components and region in (None, host.region)]
+
+    def sites(self, service: Service) -> list[Site]:
+        """Hosts that may run a service."""
+        regions, zones = service.spec["placement"]["regions"], service.spec["placement"]["zones"]
+        return [
+            Site(host.name, host.zone, host.region)
+            for host in self.hosts
+            if "services" in host.components
+            and (not regions or host.region in regions)
+            and (not zones or host.zone in zones)
+        ]
+
+
+def natural(text: str) -> list[Any]:
+    """Sort key that puts app2 before app10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", text) if part]
+
+
+def build_topology(document: Document) -> Topology:
+    """Regions and hosts of platform.yml, in natural order of their names whatever the order in the file."""
+    data = document.data or {}
+    topology = Topology(document, data.get("platform") or "", data.get("domain") or "")
+    topology.vars = data.get("vars") or {}
+    topology.lab = data.get("lab") or {}
+    regions = data.get("regions") or {}
+    for rank, name in enumerate(sorted(regions, key=natural)):
+        region = regions[name]
+        zones = region.get("zones") or {}
+        gateway = region.get("gateway") or {}
+        names = tuple(sorted(zones, key=natural))
+        topology.regions.append(
+            Region(
+                name,
+                region.get("state", "active"),
+                names,
+                gateway.get("address", ""),
+                gateway.get("port", 443),
+                gateway.get("router_id", 51 + rank),
+            )
+        )
+        for zone in names:
+            hosts = zones[zone].get("hosts") or {}
+            for host in sorted(hosts, key=natural):
+                entry = hosts[host]
+                chosen = entry.get("components") or []
+                components = tuple(item for item in COMPONENTS if item in chosen)
+                topology.hosts.append(Host(host, entry.get("address"), zone, name, components, entry.get("vars") or {}))
+    return topology
+
+
+def _seconds(data: dict[str, Any], key: str, default: float) -> float:
+    return parse_duration(data[key]) if key in data else default
+
+
+def _retries(data: dict[str, Any], timeout: float) -> dict[str, Any]:
+    backoff = data.get("backoff") or {}
+    base = _seconds(backoff, "base", 0.025)
+    return {
+        "attempts": data.get("attempts", 2),
+        "per_try_timeout": _seconds(data, "per_try_timeout", min(1.0, timeout)),
+        "backoff": {"base": base, "max": _seconds(backoff, "max", round(base * 10, 6))},
+        "budget": float(data.get("budget", 20.0)),
+    }
+
+
+def _route(data: dict[str, Any]) -> dict[str, Any]:
+    timeout = _seconds(data, "timeout", 5.0)
+    rate = data.get("rate_limit") or {}
+    requests = rate.get("requests", 1000)
+    return {
+        "prefix": data.get("prefix", ""),
+        "timeout": timeout,
+        "methods": [method for method in data.get("methods") or [] if method],
+        "retries": _retries(data.get("retries") or {}, timeout),
+        "rate_limit": {
+            "requests": requests,
+            "per": _seconds(rate, "per", 1.0),
+            "burst": rate.get("burst", 2 * requests),
+        },
+    }
+
+
+def _call(position: int, data: Any) -> dict[str, Any]:
+    data = {"service": data} if isinstance(data, str) else data
+    timeout = _seconds(data, "timeout", 2.0)
+    return {
+        "service": data.get("service", ""),
+        "port": data.get("port", CALL_PORTS[0] + position),
+        "timeout": timeout,
+        "retries": _retries(data.get("retries") or {}, timeout),
+    }
+
+
+def service_index(mesh_port: int | None) -> int:
+    """The number of a service, from its port: unlike a rank it does not change when other services come and go."""
+    return ((mesh_port or MESH_PORTS[0]) - MESH_PORTS[0]) // SLOTS
+
+
+def build_service(document: Document, folder: Path) -> Service:
+    """A service with its defaults; ``folder`` is what a relative archive path starts from."""
+    data = document.data or {}
+    name = data.get("name") or document.path.stem
+    image, health, number = data.get("image") or {}, data.get("health") or {}, data.get("instances") or {}
+    placement, resources = data.get("placement") or {}, data.get("resources") or {}
+    release, slo = data.get("release") or {}, data.get("slo") or {}
+    archive = (image.get("archive") or "").replace("{service}", name)
+    repository = image.get("repository") or ""
+    reference = image.get("reference") or (repository or f"localhost/causeway/{name}") + ":{version}"
+    # A refused value leaves a hole: routes and calls keep their positions, so that messages point at the right one.
+    routes = [_route(route or {}) for route in data.get("routes") or []]
+    calls = [_call(position, call or {}) for position, call in enumerate(data.get("calls") or [])]
+    low = number.get("min", 2)
+    count = number.get("count", low)
+    verify = release.get("verify") or {}
+    environment = data.get("environment") or {}
+    spec = {
+        "name": name,
+        "version": data.get("version"),
+        "image": {
+            "archive": str((folder / archive).resolve()) if archive else "",
+            "repository": repository,
+            "reference": reference.replace("{service}", name),
+        },
+        "port": data.get("port"),
+        "mesh_port": data.get("mesh_port"),
+        "index": service_index(data.get("mesh_port")),
+        "health": {
+            "path": health.get("path", "/healthz"),
+            "interval": _seconds(health, "interval", 0.5),
+            "timeout": _seconds(health, "timeout", 1.0),
+            "unhealthy": health.get("unhealthy", 2),
+            "healthy": health.get("healthy", 1),
+            "start_timeout": _seconds(health, "start_timeout", 60.0),
+        },
+        "instances": {
+            "min": low,
+            "max": number.get("max", max(low, count)),
+            "per_host": number.get("per_host", 2),
+            "placed": [],
+        },
+        "placement": {
+            "regions": sorted((item for item in placement.get("regions") or [] if item), key=natural),
+            "zones": sorted((item for item in placement.get("zones") or [] if item), key=natural),
+        },
+        "routes": routes,
+        "calls": calls,
+        "resources": {
+            "memory": resources.get("memory", "256M"),
+            "cpus": float(resources.get("cpus", 1.0)),
+            "pids": resources.get("pids", 200),
+        },
+        "environment": {
+            key: str(value) if isinstance(value, (int, float)) else value for key, value in sorted(environment.items())
+        },
+        "release": {
+            "strategy": release.get("strategy", "rolling"),
+            "batch": release.get("batch", 1),
+            "pause": _seconds(release, "pause", 2.0),
+            "drain_timeout": _seconds(release, "drain_timeout", 30.0),
+            "health_timeout": _seconds(release, "health_timeout", 60.0),
+            "verify": {
+                "path": verify.get("path", routes[0]["prefix"] if routes else ""),
+                "requests": verify.get("requests", 20),
+            },
+        },
+        "slo": {
+            "availability": float(slo.get("availability", 99.9)),
+            "latency_p99": _seconds(slo, "latency_p99", 0.25),
+        },
+    }
+    return Service(name, document, spec, count)

@@ -1,0 +1,460 @@
+# Copyright (c) 2026, The causeway.platform founding engineers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a description must keep to beyond its shape. Each rule reports on the document where the mistake is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
+from ansible_collections.causeway.platform.plugins.module_utils.topology.model import Host, Service, Topology
+from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import choices, nearest, show, suggest
+from ansible_collections.causeway.platform.plugins.module_utils.topology.schema import (
+    COMPONENTS,
+    MESH_PORTS,
+    SLOTS,
+    network_of,
+)
+
+QUORUM = (3, 5, 7)
+RESERVED_HOSTS = frozenset({*COMPONENTS, "all", "ungrouped", "localhost"})
+RESERVED_SERVICES = frozenset({"gateway", "metrics", "operator", "host"})
+# ssh, etcd, Prometheus, exporters and agent, Envoy metrics (9110 + service index)
+RESERVED_PORTS = frozenset(
+    {22, 2379, 2380, 9090, 9100, 9101, 9102, *range(9110, 9110 + (MESH_PORTS[1] - MESH_PORTS[0]) // SLOTS + 1)}
+)
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:password|passwd|passphrase|secret|token|pin|api_?key|private_?key|credentials?)\Z", re.IGNORECASE
+)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+DERIVED = frozenset(
+    {
+        "causeway_platform",
+        "causeway_domain",
+        "causeway_regions",
+        "causeway_hosts",
+        "causeway_services",
+        "causeway_secrets",
+        "causeway_lab",
+        "causeway_host",
+        "causeway_instances",
+        "ansible_host",
+    }
+)
+VAULT = "a !vault value (ansible-vault encrypt_string)"
+
+
+def doubtful_components(document: Document) -> set[str]:
+    """Components that a misspelt one was probably meant to be; call before the schema takes the misspelt ones out."""
+    doubtful: set[str] = set()
+    regions = document.data.get("regions") if isinstance(document.data, dict) else None
+    for region in _mappings(regions):
+        for zone in _mappings(region.get("zones")):
+            for host in _mappings(zone.get("hosts")):
+                components = host.get("components")
+                for item in components if isinstance(components, list) else ():
+                    found = None if item in COMPONENTS else nearest(item, COMPONENTS)
+                    doubtful |= {found} if found else set()
+    return doubtful
+
+
+def _mappings(value: Any) -> Iterable[dict[Any, Any]]:
+    return [item for item in value.values() if isinstance(item, dict)] if isinstance(value, dict) else []
+
+
+def check_names(topology: Topology) -> None:
+    """Names are unique: hosts and zones over the whole platform, hosts against groups and services."""
+    report = topology.document.report
+    hosts: dict[str, Host] = {}
+    for host in topology.hosts:
+        first = hosts.setdefault(host.name, host)
+        if first is not host:
+            report(
+                host.path,
+                "duplicate host name",
+                show(host.name),
+                f"a name of its own; the first is in zone {first.zone}",
+            )
+        if host.name in RESERVED_HOSTS:
+            report(host.path, "a host named like a group", show(host.name), "any other name")
+        if host.name in topology.services:
+            report(
+                host.path,
+                "a host named like a service",
+                show(host.name),
+                "names that differ: both get a name in the domain",
+            )
+    zones: dict[str, str] = {}
+    for region in topology.regions:
+        for zone in region.zones:
+            if zones.setdefault(zone, region.name) != region.name:
+                path = ("regions", region.name, "zones", zone)
+                report(
+                    path, "duplicate zone name", show(zone), f"a name of its own; the first is in region {zones[zone]}"
+                )
+
+
+def check_addresses(topology: Topology) -> None:
+    """Every address belongs to one thing; in a lab all lie in its network."""
+    report = topology.document.report
+    claims: list[tuple[tuple[Any, ...], str, str]] = []
+    for host in topology.hosts:
+        claims.append(((*host.path, "address"), host.address or "", f"host {host.name}"))
+    for region in topology.regions:
+        claims.append(
+            (("regions", region.name, "gateway", "address"), region.address, f"the gateways of {region.name}")
+        )
+    claims.append((("lab", "gateway"), topology.lab.get("gateway", ""), "the lab's bridge"))
+    network = network_of(topology.lab["network"]) if topology.lab.get("network") else None
+    if network and "gateway" not in topology.lab:
+        claims.insert(0, (("lab", "network"), str(network[1]), "the lab's bridge"))
+    owners: dict[str, str] = {}
+    for path, address, owner in claims:
+        if not address:
+            continue
+        first = owners.setdefault(address, owner)
+        if first is not owner:
+            report(path, "duplicate address", address, f"an address of its own; this one belongs to {first}")
+        if network:
+            inside = {str(network.network_address), str(network.broadcast_address)}
+            parts = [int(part) for part in address.split(".")]
+            number = int.from_bytes(bytes(parts), "big")
+            if address in inside or not int(network.network_address) < number < int(network.broadcast_address):
+                report(path, "address outside the lab's network", address, f"a host address of {network}")
+
+
+def check_regions(topology: Topology) -> None:
+    """At least one region is active; gateways fit their region."""
+    report = topology.document.report
+    if topology.regions and all(region.state != "active" for region in topology.regions):
+        report(("regions",), "no region is active", "only standby", "at least one with state: active")
+    routers: dict[int, str] = {}
+    for region in topology.regions:
+        path = ("regions", region.name, "gateway")
+        first = routers.setdefault(region.router_id, region.name)
+        if first != region.name:
+            report(
+                (*path, "router_id"),
+                "duplicate virtual router",
+                str(region.router_id),
+                f"a number that region {first} has not",
+            )
+        gateways = topology.with_component("gateway", region.name)
+        if region.address and not gateways and "gateway" not in topology.doubtful:
+            report(
+                (*path, "address"),
+                "a virtual address without a gateway",
+                region.address,
+                "a host with the component gateway",
+            )
+        if region.port in RESERVED_PORTS or MESH_PORTS[0] <= region.port < MESH_PORTS[1] + SLOTS:
+            report(
+                (*path, "port"), "a port that the platform itself uses", str(region.port), "443 or another free port"
+            )
+
+
+def check_components(topology: Topology) -> None:
+    """Quorum components have an odd number of hosts, the HSM token one."""
+    report = topology.document.report
+    if "registry" not in topology.doubtful:
+        count = len(topology.with_component("registry"))
+        if count not in QUORUM:
+            problem = (
+                "no quorum"
+                if count < QUORUM[0]
+                else "an even number adds no safety"
+                if count % 2 == 0
+                else "too many members"
+            )
+            report(
+                ("regions",),
+                f"registry: {problem}",
+                f"{count} hosts",
+                f"{choices(map(str, QUORUM))} hosts with this component",
+            )
+    if "trust" not in topology.doubtful:
+        count = len(topology.with_component("trust"))
+        if count != 1:
+            names = ", ".join(host.name for host in topology.with_component("trust")) or "none"
+            report(
+                ("regions",), "trust: not exactly one host", names, "1 host with this component: it holds the HSM token"
+            )
+
+
+def check_vars(topology: Topology) -> None:
+    """Free variables have usable names, leave the derived ones alone and hold no secret in plain text."""
+    places: list[tuple[tuple[Any, ...], dict[Any, Any]]] = [(("vars",), topology.vars)]
+    places += [((*host.path, "vars"), host.vars) for host in topology.hosts if host.vars]
+    for path, values in places:
+        for key, value in values.items():
+            where = (*path, key)
+            if not isinstance(key, str) or not VARIABLE.match(key):
+                topology.document.report(where, "bad variable name", show(key), "letters, digits and _, first no digit")
+            elif key in DERIVED:
+                topology.document.report(where, "this variable is derived by the plugin", None, "any other name")
+            elif _plain_secret(key, value):
+                topology.document.report(where, "a secret in plain text", None, VAULT)
+
+
+def _plain_secret(name: str, value: Any) -> bool:
+    if (
+        not SECRET_NAME.search(name)
+        or isinstance(value, Vaulted)
+        or value is None
+        or isinstance(value, (bool, dict, list))
+    ):
+        return False
+    text = str(value)
+    return bool(text) and not ("{{" in text and "}}" in text)  # a template looks it up elsewhere
+
+
+def check_ports(topology: Topology) -> None:
+    """Mesh ports of services are ten apart, because a service has up to ten instances on a host."""
+    taken: list[tuple[int, Service]] = []
+    for service in topology.services.values():
+        port = service.spec["mesh_port"]
+        if port is None:
+            continue
+        for other, owner in taken:
+            if abs(other - port) < SLOTS:
+                text = f"ports {port} to {port + SLOTS - 1} are taken: {owner.name} has {other} to {other + SLOTS - 1}"
+                service.document.report(("mesh_port",), text, str(port), f"{_free_port(topology)}, for example")
+                break
+        taken.append((port, service))
+
+
+def _free_port(topology: Topology) -> int:
+    used = [service.spec["mesh_port"] or 0 for service in topology.services.values()]
+    free = (port for port in range(7100, MESH_PORTS[1] + 1, SLOTS) if all(abs(port - other) >= SLOTS for other in used))
+    return next(free, MESH_PORTS[0])
+
+
+def check_service(topology: Topology, service: Service) -> None:
+    """Rules that concern one service alone."""
+    report, spec, data = service.document.report, service.spec, service.document.data or {}
+    if data.get("name") and data["name"] != service.document.path.stem:
+        report(
+            ("name",),
+            "not the name of its file",
+            show(service.name),
+            f'"{service.document.path.stem}", or rename the file',
+        )
+    if service.name in RESERVED_SERVICES:
+        report(("name",), "a name of the platform's own identities", show(service.name), "any other name")
+    image = data.get("image")
+    if image is not None and ("archive" in image) == ("repository" in image) and not _refused(service, "image"):
+        got = "both" if "archive" in image else "neither"
+        report(("image",), "one source is needed", got, "archive or repository")
+    if spec["health"]["timeout"] > 10 * spec["health"]["interval"]:
+        report(
+            ("health", "timeout"),
+            "much longer than the interval",
+            f"{spec['health']['timeout']:g}s",
+            "at most 10 times health.interval",
+        )
+    for key, value in spec["environment"].items():
+        if _plain_secret(key, value):
+            report(("environment", key), "a secret in plain text", None, VAULT)
+    _check_instances(topology, service)
+    _check_routes(service)
+    _check_verify(service)
+
+
+def _refused(service: Service, *path: Any) -> bool:
+    """Whether something at or below a path of the file has been reported already."""
+    return any(problem.path[: len(path)] == path for problem in service.document.problems)
+
+
+def _check_instances(topology: Topology, service: Service) -> None:
+    report, numbers, sites = service.document.report, service.spec["instances"], topology.sites(service)
+    low, high, count = numbers["min"], numbers["max"], service.count
+    if low > high:
+        report(("instances", "min"), "above the maximum", str(low), f"at most instances.max, {high}")
+    elif not low <= count <= high:
+        report(("instances", "count"), "outside min and max", str(count), f"{low} to {high}")
+    for kind, known in (
+        ("regions", [r.name for r in topology.regions]),
+        ("zones", [z for r in topology.regions for z in r.zones]),
+    ):
+        for number, name in enumerate((service.document.data or {}).get("placement", {}).get(kind) or []):
+            if name and name not in known:
+                report(
+                    ("placement", kind, number),
+                    f"unknown {kind[:-1]}{suggest(name, known)}",
+                    show(name),
+                    choices(known),
+                )
+    capacity = len(sites) * numbers["per_host"]
+    if "services" in topology.doubtful or _refused(service, "placement"):
+        return
+    if max(high, count) > capacity:
+        key = "max" if "max" in ((service.document.data or {}).get("instances") or {}) else "min"
+        where = f"{len(sites)} hosts with the component services" + (
+            " in its placement" if any(service.spec["placement"].values()) else ""
+        )
+        report(
+            ("instances", key),
+            "more than the hosts can hold",
+            str(max(high, count)),
+            f"at most {capacity}: {where}, {numbers['per_host']} each",
+        )
+    if service.spec["release"]["batch"] > count and not _refused(service, "instances"):
+        report(
+            ("release", "batch"),
+            "more than there are instances",
+            str(service.spec["release"]["batch"]),
+            f"at most {count}",
+        )
+
+
+def _check_retries(service: Service, path: tuple[Any, ...], timeout: float, retries: dict[str, Any]) -> None:
+    if retries["per_try_timeout"] > timeout:
+        got = f"{retries['per_try_timeout']:g}s"
+        service.document.report(
+            (*path, "retries", "per_try_timeout"), "longer than the whole timeout", got, f"at most {timeout:g}s"
+        )
+    backoff = retries["backoff"]
+    if backoff["base"] > backoff["max"]:
+        where = (*path, "retries", "backoff", "base")
+        service.document.report(
+            where, "above the maximum", f"{backoff['base']:g}s", f"at most backoff.max, {backoff['max']:g}s"
+        )
+
+
+def _check_routes(service: Service) -> None:
+    for number, route in enumerate(service.spec["routes"]):
+        path = ("routes", number)
+        _check_retries(service, path, route["timeout"], route["retries"])
+        limit = route["rate_limit"]
+        if limit["burst"] < limit["requests"]:
+            where = (*path, "rate_limit", "burst")
+            service.document.report(
+                where, "below the rate itself", str(limit["burst"]), f"at least {limit['requests']}"
+            )
+
+
+def _check_verify(service: Service) -> None:
+    data = ((service.document.data or {}).get("release") or {}).get("verify") or {}
+    prefixes = [route["prefix"] for route in service.spec["routes"] if route["prefix"]]
+    if "path" not in data or _refused(service, "routes"):
+        return
+    if not any(under(data["path"], prefix) for prefix in prefixes):
+        service.document.report(
+            ("release", "verify", "path"), "not on a route of this service", show(data["path"]), choices(prefixes)
+        )
+
+
+def under(path: str, prefix: str) -> bool:
+    """Whether a URL path belongs to a route's prefix, segment by segment."""
+    return prefix in ("/", path) or path.startswith((prefix + "/", prefix + "?"))
+
+
+def check_route_table(topology: Topology) -> None:
+    """A prefix belongs to one service; the same service may split one by method."""
+    owners: dict[str, list[tuple[Service, set[str]]]] = {}
+    for service in topology.services.values():
+        for number, route in enumerate(service.spec["routes"]):
+            prefix, methods = route["prefix"], set(route["methods"])
+            if not prefix:
+                continue
+            for owner, others in owners.get(prefix, []):
+                path = ("routes", number, "prefix")
+                if owner is not service:
+                    service.document.report(
+                        path, f"this prefix belongs to {owner.name}", show(prefix), "a prefix of its own"
+                    )
+                elif not methods or not others or methods & others:
+                    service.document.report(path, "given twice", show(prefix), "once, or with methods that differ")
+                else:
+                    continue
+                break
+            owners.setdefault(prefix, []).append((service, methods))
+
+
+def check_calls(topology: Topology) -> None:
+    """Calls lead to services that exist, once each; cycles are allowed. Each service can be reached somehow."""
+    known = sorted({*topology.services, *topology.unread})
+    called: set[str] = set()
+    for service in topology.services.values():
+        report = service.document.report
+        seen: set[str] = set()
+        ports: set[int] = set()
+        data = (service.document.data or {}).get("calls") or []
+        for number, call in enumerate(service.spec["calls"]):
+            name, port = call["service"], call["port"]
+            path = ("calls", number) if isinstance(data[number], str) else ("calls", number, "service")
+            if not name:
+                continue
+            if name == service.name:
+                report(path, "a service that calls itself", show(name), "other services")
+            elif name not in known:
+                others = [item for item in known if item != service.name]
+                report(path, f"unknown service{suggest(name, others)}", show(name), choices(others))
+            elif name in seen:
+                report(path, "called twice", show(name), "each service once")
+            if port in ports:
+                report(("calls", number, "port"), "two calls on one port", str(port), "a port of its own")
+            _check_retries(service, ("calls", number), call["timeout"], call["retries"])
+            seen.add(name)
+            ports.add(port)
+        called |= seen - {service.name}
+    if topology.unread:  # the unread file may hold the missing call
+        return
+    for service in topology.services.values():
+        if not service.spec["routes"] and service.name not in called and not _refused(service, "routes"):
+            service.document.report(
+                (), "nobody can reach this service", "no route and no caller", "routes, or a call from another service"
+            )
+
+
+def check_gateways(topology: Topology) -> None:
+    """A region that may run a routed service has a gateway."""
+    if "gateway" in topology.doubtful:
+        return
+    with_gateway = {host.region for host in topology.with_component("gateway")}
+    lacking: dict[str, list[str]] = {}
+    for service in topology.services.values():
+        if service.spec["routes"]:
+            for region in {site.region for site in topology.sites(service)} - with_gateway:
+                lacking.setdefault(region, []).append(service.name)
+    for region, names in lacking.items():
+        path = ("regions", region)
+        topology.document.report(
+            path, "no gateway for its routed services", choices(names, 5), "a host with the component gateway"
+        )
+
+
+def check_all(topology: Topology) -> None:
+    """Runs every rule."""
+    rules: list[Callable[[Topology], None]] = [
+        check_names,
+        check_addresses,
+        check_regions,
+        check_components,
+        check_vars,
+        check_ports,
+        check_route_table,
+        check_calls,
+        check_gateways,
+    ]
+    for service in topology.services.values():
+        check_service(topology, service)
+    for rule in rules:
+        rule(topology)
+
+
+def advice(topology: Topology) -> list[str]:
+    """What is allowed but a poor idea."""
+    registry = topology.with_component("registry")
+    majority = len(registry) // 2 + 1
+    found = []
+    for zone in {host.zone for host in registry}:
+        members = [host.name for host in registry if host.zone == zone]
+        if len(members) >= majority:
+            found.append(
+                f"zone {zone} holds {len(members)} of {len(registry)} registry hosts: losing it loses the quorum"
+            )
+    return sorted(found)

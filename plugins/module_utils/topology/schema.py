@@ -1,0 +1,422 @@
+# Copyright (c) 2026, The causeway.platform founding engineers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The shape of platform.yml and of a service file, as JSON Schema (draft 2020-12), and its errors in plain words.
+
+``allowed`` next to a rule is our annotation: what a message says is allowed. ``duration``, ``size``, ``ipv4`` and
+``network`` are keywords of our own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from typing import Any
+
+from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
+from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import (
+    Problem,
+    choices,
+    show,
+    suggest,
+    type_name,
+)
+from ansible_collections.causeway.platform.plugins.module_utils.topology.units import parse_duration, parse_size
+
+try:
+    import jsonschema
+    from jsonschema import validators
+
+    HAS_JSONSCHEMA = True
+except ImportError:  # the plugin turns this into one clear sentence
+    HAS_JSONSCHEMA = False
+
+PLUGIN = "causeway.platform.topology"
+COMPONENTS = ("gateway", "registry", "services", "metrics", "trust")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+STRATEGIES = ("rolling",)
+
+# The unix group causeway-tls-svc-<service> has to stay within the 31 characters that systemd-sysusers accepts.
+MAX_SERVICE_NAME = 31 - len("causeway-tls-svc-")
+SLOTS = 10
+MESH_PORTS = (7000, 8990)
+CALL_PORTS = (9001, 9080)
+
+LABEL = r"^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
+_LABEL_TEXT = "a DNS label: lower-case letters, digits and dashes, first a letter, last no dash, at most 63"
+_URL_PATH = r"^/(?!/)(?!.*//)(?!.*/\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,;=:@%/-]*\Z"
+_ROUTE = r"^/(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*)?\Z"
+_FILE = r"^[^\x00-\x1f{}]+\Z"
+
+
+def _map(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+def _named(pattern: str, allowed: str, value: dict[str, Any]) -> dict[str, Any]:
+    names = {"pattern": pattern, "allowed": allowed}
+    return {"type": "object", "propertyNames": names, "additionalProperties": value}
+
+
+def _text(pattern: str, allowed: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": pattern, "allowed": allowed}
+
+
+def _whole(low: int, high: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": low, "maximum": high, "allowed": f"a whole number, {low} to {high}"}
+
+
+def _real(low: float, high: float) -> dict[str, Any]:
+    return {"type": "number", "minimum": low, "maximum": high, "allowed": f"a number, {low:g} to {high:g}"}
+
+
+def _duration(low: str, high: str) -> dict[str, Any]:
+    limits = [parse_duration(low), parse_duration(high)]
+    return {
+        "type": "string",
+        "duration": limits,
+        "allowed": f"a duration from {low} to {high}, such as 250ms, 5s or 2m",
+    }
+
+
+_NAME = _text(LABEL, _LABEL_TEXT)
+_IPV4 = {"type": "string", "ipv4": True, "allowed": "an IPv4 address of one machine, such as 10.77.1.11"}
+_PATH = _text(_URL_PATH, "an absolute URL path without //, /./ and /../, such as /healthz")
+_PORT = _whole(1, 65535)
+_VARS = {"type": "object"}
+
+_DOMAIN = {
+    **_text(
+        r"^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)+\Z",
+        "a DNS domain of two or more labels in lower case, such as shop.internal, at most 180 characters",
+    ),
+    "maxLength": 180,
+}
+_FILE_PATH = _text(_FILE, "a path without braces and control characters")
+
+_HOST = _map(
+    {
+        "address": _IPV4,
+        "components": {"type": "array", "items": {"enum": list(COMPONENTS)}, "uniqueItems": True},
+        "vars": _VARS,
+    },
+    ("address",),
+)
+_REGION = _map(
+    {
+        "state": {"enum": ["active", "standby"]},
+        "gateway": _map(
+            {
+                "address": {**_IPV4, "allowed": 'an IPv4 address, or "" for none', "empty": True},
+                "port": _PORT,
+                "router_id": _whole(1, 255),
+            }
+        ),
+        "zones": {
+            **_named(LABEL, _LABEL_TEXT, _map({"hosts": _named(LABEL, _LABEL_TEXT, _HOST)}, ("hosts",))),
+            "minProperties": 1,
+        },
+    },
+    ("zones",),
+)
+_LAB = _map(
+    {
+        "name": _text(r"^[a-z](?:[a-z0-9-]{0,30}[a-z0-9])?\Z", "lower-case letters, digits and dashes, at most 32"),
+        "network": {"type": "string", "network": True, "allowed": "an IPv4 network, /16 to /28, such as 10.77.0.0/16"},
+        "gateway": _IPV4,
+        "packages": {
+            "type": "array",
+            "items": _text(r"^[a-z0-9][a-z0-9+.-]+\Z", "a Debian package name"),
+            "uniqueItems": True,
+        },
+        "state": _FILE_PATH,
+    },
+    ("name", "network"),
+)
+
+PLATFORM: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "platform.yml",
+    **_map(
+        {
+            "plugin": {"const": PLUGIN},
+            "platform": _NAME,
+            "domain": _DOMAIN,
+            "services": _FILE_PATH,
+            "secrets": _FILE_PATH,
+            "regions": {**_named(LABEL, _LABEL_TEXT, _REGION), "minProperties": 1},
+            "vars": _VARS,
+            "lab": _LAB,
+        },
+        ("plugin", "platform", "domain", "regions"),
+    ),
+}
+
+_RETRIES = _map(
+    {
+        "attempts": _whole(0, 10),
+        "per_try_timeout": _duration("1ms", "1h"),
+        "backoff": _map({"base": _duration("1ms", "1m"), "max": _duration("1ms", "5m")}),
+        "budget": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 100,
+            "allowed": "a percentage above 0, at most 100",
+        },
+    }
+)
+_RATE = _map(
+    {"requests": _whole(1, 1_000_000), "per": _duration("1s", "1h"), "burst": _whole(1, 10_000_000)}, ("requests",)
+)
+_SERVICE_NAME = {**_NAME, "maxLength": MAX_SERVICE_NAME, "allowed": f"{_LABEL_TEXT[:-2]}{MAX_SERVICE_NAME}"}
+_CALL = {
+    **_map(
+        {"service": _NAME, "port": _whole(*CALL_PORTS), "timeout": _duration("1ms", "1h"), "retries": _RETRIES},
+        ("service",),
+    ),
+    "type": ["string", "object"],
+    "allowed": "the name of a service, or a mapping with the key service",
+}
+
+SERVICE: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "service file",
+    **_map(
+        {
+            "name": _SERVICE_NAME,
+            "version": _text(
+                r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}\Z", 'letters, digits, ".", "_" and "-", in quotes: "1.0.0"'
+            ),
+            "image": _map(
+                {
+                    "archive": _text(
+                        r"^(?:[^\x00-\x1f{}]|\{service\}|\{version\})+\Z",
+                        "the path of an image archive; the only placeholders are {service} and {version}",
+                    ),
+                    "repository": _text(
+                        r"^[a-z0-9]+(?:[.:_-][a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)+\Z",
+                        "an OCI repository without a tag, such as images.example.org/shop/orders",
+                    ),
+                    "reference": _text(
+                        r"^[a-z0-9]+(?:[.:_-][a-z0-9]+)*(?:/(?:[a-z0-9]+(?:[._-]+[a-z0-9]+)*|\{service\}))*"
+                        r"(?::(?:[A-Za-z0-9._-]|\{version\})+|@sha256:[0-9a-f]{64})\Z",
+                        "an OCI reference, such as localhost/causeway/{service}:{version}",
+                    ),
+                }
+            ),
+            "port": _PORT,
+            "mesh_port": {
+                **_whole(*MESH_PORTS),
+                "allowed": f"{MESH_PORTS[0]} to {MESH_PORTS[1]}; it and the next {SLOTS - 1} ports belong to the service,"
+                " the platform's own ports lie outside",
+            },
+            "health": _map(
+                {
+                    "path": _PATH,
+                    "interval": _duration("100ms", "1m"),
+                    "timeout": _duration("10ms", "1m"),
+                    "unhealthy": _whole(1, 100),
+                    "healthy": _whole(1, 100),
+                    "start_timeout": _duration("1s", "1h"),
+                }
+            ),
+            "instances": _map(
+                {"min": _whole(1, 1000), "max": _whole(1, 1000), "count": _whole(1, 1000), "per_host": _whole(1, SLOTS)}
+            ),
+            "placement": _map(
+                {
+                    "regions": {"type": "array", "items": _NAME, "uniqueItems": True},
+                    "zones": {"type": "array", "items": _NAME, "uniqueItems": True},
+                }
+            ),
+            "routes": {
+                "type": "array",
+                "items": _map(
+                    {
+                        "prefix": _text(_ROUTE, "an absolute URL path without a closing slash, such as /orders, or /"),
+                        "timeout": _duration("1ms", "1h"),
+                        "methods": {"type": "array", "items": {"enum": list(METHODS)}, "uniqueItems": True},
+                        "retries": _RETRIES,
+                        "rate_limit": _RATE,
+                    },
+                    ("prefix",),
+                ),
+            },
+            "calls": {"type": "array", "items": _CALL, "maxItems": CALL_PORTS[1] - CALL_PORTS[0] + 1},
+            "resources": _map(
+                {
+                    "memory": {
+                        "type": "string",
+                        "size": [16 << 20, 1 << 42],
+                        "allowed": "16M or more, in K, M, G or T, such as 256M",
+                    },
+                    "cpus": _real(0.01, 1024),
+                    "pids": _whole(1, 4_000_000),
+                }
+            ),
+            "environment": {
+                "type": "object",
+                "propertyNames": {
+                    "pattern": r"^[A-Za-z_][A-Za-z0-9_]*\Z",
+                    "allowed": "letters, digits and _, first no digit",
+                },
+                "additionalProperties": {
+                    "type": ["string", "number", "vault"],
+                    "pattern": r"^[^\x00-\x08\x0a-\x1f]*\Z",
+                    "allowed": "one line of text (in quotes), a number or a !vault value",
+                },
+            },
+            "release": _map(
+                {
+                    "strategy": {"enum": list(STRATEGIES)},
+                    "batch": _whole(1, 1000),
+                    "pause": _duration("0s", "1h"),
+                    "drain_timeout": _duration("1s", "1h"),
+                    "health_timeout": _duration("1s", "1h"),
+                    "verify": _map({"path": _PATH, "requests": _whole(1, 10_000)}),
+                }
+            ),
+            "slo": _map(
+                {
+                    "availability": {
+                        "type": "number",
+                        "exclusiveMinimum": 0,
+                        "exclusiveMaximum": 100,
+                        "allowed": "a percentage above 0 and below 100",
+                    },
+                    "latency_p99": _duration("1ms", "1h"),
+                }
+            ),
+        },
+        ("name", "version", "image", "port", "mesh_port"),
+    ),
+}
+
+
+def address_of(text: str) -> ipaddress.IPv4Address:
+    """An address that one machine can have; raises ValueError."""
+    address = ipaddress.IPv4Address(text)
+    if address.is_unspecified or address.is_multicast or address.is_loopback or address.is_reserved:
+        raise ValueError("not the address of a machine")
+    return address
+
+
+def network_of(text: str) -> ipaddress.IPv4Network:
+    """A network that a lab can use; raises ValueError."""
+    network = ipaddress.IPv4Network(text)
+    if not 16 <= network.prefixlen <= 28:
+        raise ValueError("not of a usable size")
+    return network
+
+
+def _within(parse: Any) -> Any:
+    def check(_validator: Any, limits: list[float], value: Any, _schema: Any) -> Iterator[Any]:
+        if isinstance(value, str):
+            try:
+                if limits[0] <= parse(value) <= limits[1]:
+                    return
+            except ValueError:
+                pass
+            yield jsonschema.ValidationError("out of range")
+
+    return check
+
+
+def _parses(parse: Any) -> Any:
+    def check(_validator: Any, _wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+        if isinstance(value, str) and not (value == "" and schema.get("empty")):
+            try:
+                parse(value)
+            except ValueError:
+                yield jsonschema.ValidationError("does not parse")
+
+    return check
+
+
+def _make(schema: dict[str, Any]) -> Any:
+    base = validators.Draft202012Validator
+    types = base.TYPE_CHECKER.redefine("vault", lambda _checker, value: isinstance(value, Vaulted))
+    types = types.redefine("integer", lambda _checker, value: isinstance(value, int) and not isinstance(value, bool))
+    keywords = {
+        "duration": _within(parse_duration),
+        "size": _within(parse_size),
+        "ipv4": _parses(address_of),
+        "network": _parses(network_of),
+    }
+    return validators.extend(base, keywords, type_checker=types)(schema)
+
+
+_VALIDATORS: dict[str, Any] = {}
+
+
+def check(document: Document, schema: dict[str, Any]) -> None:
+    """Adds a problem for each breach of a schema and takes the value out of the data, so that what is left is sound."""
+    title = schema["title"]
+    if title not in _VALIDATORS:
+        _VALIDATORS[title] = _make(schema)
+    bad: list[tuple[Any, ...]] = []
+    for error in _VALIDATORS[title].iter_errors(document.data):
+        path = tuple(error.absolute_path)
+        for problem, spoilt in _explain(document, error, path):
+            document.problems.append(problem)
+            if spoilt is not None:
+                bad.append(spoilt)
+    for path in bad:
+        _drop(document.data, path)
+
+
+def _drop(data: Any, path: tuple[Any, ...]) -> None:
+    for part in path[:-1]:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return  # a value around it is gone already
+    if isinstance(data, dict):
+        data.pop(path[-1], None)
+    elif isinstance(data, list):
+        data[path[-1]] = None  # keeps the positions of the others
+
+
+def _explain(document: Document, error: Any, path: tuple[Any, ...]) -> Iterator[tuple[Problem, Any]]:
+    """Problems of one schema error, each with the path of the value to leave out (or None)."""
+    rule, schema, value = error.validator, error.schema, error.instance
+    allowed = schema.get("allowed")
+    secret = "environment" in path
+
+    def problem(where: tuple[Any, ...], text: str, got: Any = None, may: Any = None) -> Problem:
+        return Problem(document.file, where, text, got, may, document.line(where))
+
+    if rule == "additionalProperties":
+        known = list(schema["properties"])
+        for key in [key for key in value if key not in schema["properties"]]:
+            yield problem((*path, key), f"unknown key{suggest(key, known)}", None, choices(known)), (*path, key)
+    elif rule == "required":
+        for key in [key for key in error.validator_value if key not in value]:
+            yield problem(path, f"the key {key} is missing", None, schema["properties"][key].get("allowed")), None
+    elif "propertyNames" in error.absolute_schema_path:
+        yield problem((*path, value), "bad name", show(value), allowed), None
+    elif rule == "type":
+        kinds = {
+            "object": "a mapping",
+            "array": "a list",
+            "string": "text",
+            "integer": "a whole number",
+            "number": "a number",
+        }
+        wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        got = (
+            type_name(value)
+            if secret or isinstance(value, (dict, list)) or value is None
+            else f"{type_name(value)}, {show(value)}"
+        )
+        yield problem(path, "wrong type", got, allowed or " or ".join(kinds.get(kind, kind) for kind in wanted)), path
+    elif rule in ("enum", "const"):
+        options = error.validator_value if rule == "enum" else [error.validator_value]
+        yield problem(path, f"unknown value{suggest(value, options)}", show(value), choices(options)), path
+    elif rule == "uniqueItems":
+        twice = [item for number, item in enumerate(value) if item in value[:number]]
+        yield problem(path, "given twice", show(twice[0]), "each value once"), None
+    elif rule in ("minProperties", "minItems", "maxItems"):
+        yield problem(path, "wrong number of entries", str(len(value)), f"{rule[:3]}imum {error.validator_value}"), None
+    else:
+        yield problem(path, "not valid", None if secret else show(value), allowed), path

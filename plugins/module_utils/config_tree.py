@@ -1,13 +1,14 @@
 # Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A tree of configuration files: described and packed on the controller, compared, validated and swapped in on the host.
+"""A tree of configuration files: described and packed on the controller, compared, validated and swapped in on a host.
 
 The swap is a small transaction. Every new file is written and synced beside its target, the intended renames are
 recorded in a journal, and only then do renames begin. A run that dies leaves the journal, and the next run either
 takes back what was prepared (nothing was renamed yet) or finishes the renames (all new files are there).
 """
 
+# ruff: noqa: PTH  (about links, modes and renames, which os says plainer than pathlib)
 from __future__ import annotations
 
 import base64
@@ -481,7 +482,7 @@ def locate(root: str, relative: str, follow: bool, directory: bool = False) -> s
             return os.path.join(current, *parts[number:])
         if stat.S_ISLNK(status.st_mode) and (follow or not last):
             target = os.path.realpath(candidate)
-            inside = root == "/" or target == root or target.startswith(root + "/")
+            inside = root in ("/", target) or target.startswith(root + "/")
             if not inside and not follow:
                 raise ConfigTreeError(
                     f"{candidate} is a symbolic link to {target}, outside of {root}: remove it or set follow"

@@ -12,14 +12,17 @@ version_added: "0.1.0"
 author:
   - The causeway.platform founding engineers (@causeway)
 description:
-  - Reads C(platform.yml), which says what machines there are, and one file per service, which says what the service is and needs.
-  - Checks all of it before anything runs and reports every problem at once, with file, line, path, value and what is allowed.
-  - Makes one group per component (C(gateway), C(registry), C(services), C(metrics), C(trust)), region (C(region_north)),
-    zone (C(zone_north_a)) and service (C(service_orders)), and the variables C(causeway_*) that the roles of this collection read.
+  - Reads C(platform.yml), which says what machines there are, and one file per service, which says what the service is
+    and needs.
+  - Checks all of it before anything runs and reports every problem at once, with file, line, path, value and what is
+    allowed.
+  - Makes one group per component (C(gateway), C(registry), C(services), C(metrics), C(trust)), region
+    (C(region_north)), zone (C(zone_north_a)) and service (C(service_orders)), and the variables C(causeway_*) that the
+    roles of this collection read.
   - Every key of both kinds of file is explained in C(docs/description.md) of this collection.
 notes:
-  - Set C(any_unparsed_is_failed) in the section C(inventory) of C(ansible.cfg), so that a refused description ends a run
-    instead of leaving it with no hosts.
+  - Set C(any_unparsed_is_failed) in the section C(inventory) of C(ansible.cfg), so that a refused description ends a
+    run instead of leaving it with no hosts.
   - Values in O(vars) may be templates and may be vaulted. Nothing in a service file is ever a template.
 requirements:
   - jsonschema >= 4.0 (Python library, on the controller)
@@ -44,7 +47,8 @@ options:
   secrets:
     description:
       - YAML file in which each value is encrypted with C(ansible-vault encrypt_string), relative to this file.
-      - Needs the names C(registry), C(hsm_pin) and C(hsm_so_pin); the playbook C(causeway.platform.secrets_init) makes them.
+      - Needs the names C(registry), C(hsm_pin) and C(hsm_so_pin); the playbook C(causeway.platform.secrets_init) makes
+        them.
       - Without it set C(causeway_secrets) elsewhere, such as in C(group_vars).
     type: str
   regions:
@@ -135,7 +139,7 @@ class InventoryModule(BaseInventoryPlugin):
     NAME = PLUGIN
 
     def verify_file(self, path: str) -> bool:
-        """A YAML file that names this plugin; or a platform.yml that names none, so that its owner is told what is missing."""
+        """A YAML file that names this plugin; or a platform.yml that names none: its owner is told what is missing."""
         if not super().verify_file(path) or not path.endswith((".yml", ".yaml")):
             return False
         try:
@@ -159,7 +163,7 @@ class InventoryModule(BaseInventoryPlugin):
         for warning in description.warnings:
             self.display.warning(f"{path}: {warning}")
 
-        for name, group in description.groups.items():
+        for name in description.groups:
             inventory.add_group(name)
         for name, variables in description.hosts.items():
             inventory.add_host(name)
@@ -183,7 +187,7 @@ class InventoryModule(BaseInventoryPlugin):
             )
 
     def _value(self, value: Any, template: bool, path: str) -> Any:
-        """Plain values as Ansible wants them: vaulted text lazily decrypted, other text a template only where allowed."""
+        """Values as Ansible wants them: vaulted text lazily decrypted, other text a template only where allowed."""
         if isinstance(value, dict):
             return {key: self._value(item, template, path) for key, item in value.items()}
         if isinstance(value, list):

@@ -43,7 +43,7 @@ class Group:
 
 @dataclass
 class Description:
-    """A sound description. Values may hold Vaulted and Unsafe; ``free`` are the user's own variables, templates allowed."""
+    """A sound description. Values may hold Vaulted and Unsafe; ``free`` are the user's own variables and may be templates."""
 
     variables: dict[str, Any]
     free: dict[str, Any]

@@ -178,7 +178,7 @@ class _Composer:
         if depth > MAX_DEPTH:
             raise _Broken("nested too deeply", line, allowed=f"at most {MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
-            target = self._anchors.get(event.anchor)
+            target = self._anchors.get(str(event.anchor))
             if target is None:
                 raise _Broken("alias of an anchor that is not complete before it", line, show(f"*{event.anchor}"))
             self._count(target.size, line)

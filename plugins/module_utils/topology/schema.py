@@ -207,8 +207,8 @@ SERVICE: dict[str, Any] = {
             "port": _PORT,
             "mesh_port": {
                 **_whole(*MESH_PORTS),
-                "allowed": f"{MESH_PORTS[0]} to {MESH_PORTS[1]}; it and the next {SLOTS - 1} ports belong to the service,"
-                " the platform's own ports lie outside",
+                "allowed": f"{MESH_PORTS[0]} to {MESH_PORTS[1]}: it and the next {SLOTS - 1} ports are the service's,"
+                " and clear of the platform's own",
             },
             "health": _map(
                 {
@@ -412,7 +412,7 @@ def _explain(document: Document, error: Any, path: tuple[Any, ...]) -> Iterator[
         yield problem(path, "wrong type", got, allowed or " or ".join(kinds.get(kind, kind) for kind in wanted)), path
     elif rule in ("enum", "const"):
         options = error.validator_value if rule == "enum" else [error.validator_value]
-        yield problem(path, f"unknown value{suggest(value, options)}", show(value), choices(options)), path
+        yield problem(path, f"unknown value{suggest(value, options)}", show(value), choices(map(str, options))), path
     elif rule == "uniqueItems":
         twice = [item for number, item in enumerate(value) if item in value[:number]]
         yield problem(path, "given twice", show(twice[0]), "each value once"), None

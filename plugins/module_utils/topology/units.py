@@ -14,7 +14,7 @@ _BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in ``250ms``, ``5s``, ``1.5m`` or ``2h``. Raises ValueError for anything else, a missing unit included."""
+    """Seconds in ``250ms``, ``5s``, ``1.5m`` or ``2h``. Raises ValueError for anything else, a missing unit too."""
     match = DURATION.match(text)
     if not match:
         raise ValueError("not a duration")

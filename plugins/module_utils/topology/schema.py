@@ -44,7 +44,7 @@ CALL_PORTS = (9001, 9080)
 
 LABEL = r"^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
 _LABEL_TEXT = "a DNS label: lower-case letters, digits and dashes, first a letter, last no dash, at most 63"
-_URL_PATH = r"^/(?!/)(?!.*//)(?!.*/\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,;=:@%/-]*\Z"
+_URL_PATH = r"^(?!.*//)(?!.*/\.{1,2}(?:/|\Z))/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*\Z"
 _ROUTE = r"^/(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*)?\Z"
 _FILE = r"^[^\x00-\x1f{}]+\Z"
 
@@ -349,8 +349,11 @@ def _make(schema: dict[str, Any]) -> Any:
 _VALIDATORS: dict[str, Any] = {}
 
 
-def check(document: Document, schema: dict[str, Any]) -> None:
-    """Adds a problem for each breach of a schema and takes the value out of the data, so that what is left is sound."""
+def check(document: Document, schema: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Adds a problem for each breach of a schema and takes the value out, so that what is left is sound.
+
+    Returns the paths of the values taken out.
+    """
     title = schema["title"]
     if title not in _VALIDATORS:
         _VALIDATORS[title] = _make(schema)
@@ -363,6 +366,7 @@ def check(document: Document, schema: dict[str, Any]) -> None:
                 bad.append(spoilt)
     for path in bad:
         _drop(document.data, path)
+    return bad
 
 
 def _drop(data: Any, path: tuple[Any, ...]) -> None:
@@ -404,12 +408,13 @@ def _explain(document: Document, error: Any, path: tuple[Any, ...]) -> Iterator[
             "number": "a number",
         }
         wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        may = allowed or " or ".join(str(kinds.get(kind, kind)) for kind in wanted)
         got = (
             type_name(value)
             if secret or isinstance(value, (dict, list)) or value is None
             else f"{type_name(value)}, {show(value)}"
         )
-        yield problem(path, "wrong type", got, allowed or " or ".join(kinds.get(kind, kind) for kind in wanted)), path
+        yield problem(path, "wrong type", got, may), path
     elif rule in ("enum", "const"):
         options = error.validator_value if rule == "enum" else [error.validator_value]
         yield problem(path, f"unknown value{suggest(value, options)}", show(value), choices(map(str, options))), path

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""How long a description takes to become an inventory: 1,000 hosts and 100 services in under 3 s.
+
+Run from the repository's root: python tests/benchmarks/bench_inventory.py [--hosts N] [--services N] [--repeat N]
+The budget holds for the slowest of the in-process runs: reading, checking, deriving and filling Ansible's inventory.
+"ansible-inventory --graph" is shown for comparison; it also starts Ansible. Exit code 1 if over the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / ".cache" / "collections"))
+
+BUDGET = 3.0
+
+
+def write_description(folder: Path, hosts: int, services: int) -> Path:
+    """Two regions of three zones; every tenth host a gateway, five registry hosts, the others run services."""
+    regions: dict = {}
+    for number in range(hosts):
+        region, zone = ("north", "south")[number % 2], "abc"[number // 2 % 3]
+        entry = regions.setdefault(region, {"gateway": {"address": f"10.250.0.{1 + number % 2}"}, "zones": {}})
+        components = ["registry", "trust"][: 2 if number == 0 else 1] if number < 5 else ["services"]
+        if number >= 5 and number % 10 in (8, 9):
+            components = ["gateway"]
+        members = entry["zones"].setdefault(f"{region}-{zone}", {"hosts": {}})["hosts"]
+        members[f"host{number}"] = {"address": f"10.{number >> 8}.{number & 255}.1", "components": components}
+    platform = {"plugin": "causeway.platform.topology", "platform": "bench", "domain": "bench.internal"}
+    (folder / "services").mkdir()
+    for number in range(services):
+        service = {
+            "name": f"service{number}",
+            "version": "1.0.0",
+            "image": {"archive": "images/{service}-{version}.tar"},
+            "port": 8080,
+            "mesh_port": 7000 + 10 * number,
+            "instances": {"min": 6, "max": 20, "per_host": 2},
+            "routes": [{"prefix": f"/service{number}", "timeout": "2s", "retries": {"attempts": 3}}],
+            "calls": [{"service": f"service{(number + step) % services}", "timeout": "1s"} for step in (1, 2, 3)],
+            "environment": {"LOG_LEVEL": "info", "WORKERS": 4},
+        }
+        (folder / "services" / f"service{number}.yml").write_text(yaml.safe_dump(service, sort_keys=False))
+    path = folder / "platform.yml"
+    path.write_text(yaml.safe_dump({**platform, "regions": regions}, sort_keys=False))
+    return path
+
+
+def timed_parse(path: Path) -> tuple[float, float, int]:
+    """Seconds to read and check, seconds for all of it, and the number of hosts."""
+    from ansible.inventory.data import InventoryData
+    from ansible.parsing.dataloader import DataLoader
+
+    from ansible_collections.causeway.platform.plugins.inventory.topology import InventoryModule
+    from ansible_collections.causeway.platform.plugins.module_utils.topology.description import read_description
+
+    start = time.perf_counter()
+    read_description(path)
+    read = time.perf_counter() - start
+    inventory, plugin = InventoryData(), InventoryModule()
+    plugin._load_name = "causeway.platform.topology"
+    start = time.perf_counter()
+    plugin.parse(inventory, DataLoader(), str(path))
+    inventory.reconcile_inventory()
+    return read, time.perf_counter() - start, len(inventory.hosts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--hosts", type=int, default=1000)
+    parser.add_argument("--services", type=int, default=100)
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_description(Path(folder), options.hosts, options.services)
+        size = sum(item.stat().st_size for item in Path(folder).rglob("*.yml"))
+        runs = [timed_parse(path) for _run in range(options.repeat)]
+        reads, totals = sorted(run[0] for run in runs), sorted(run[1] for run in runs)
+        start = time.perf_counter()
+        command = [str(Path(sys.executable).with_name("ansible-inventory")), "-i", str(path), "--graph"]
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+        graph = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        command_time = time.perf_counter() - start
+    middle = options.repeat // 2
+    print(
+        f"{runs[0][2]} hosts, {options.services} services, {size >> 10} KiB of YAML, {options.repeat} runs, {os.cpu_count()} cores"
+    )
+    print(f"read, check, derive:   median {reads[middle]:.2f} s, slowest {reads[-1]:.2f} s")
+    print(f"inventory, all of it:  median {totals[middle]:.2f} s, slowest {totals[-1]:.2f} s (budget {BUDGET:g} s)")
+    print(f"ansible-inventory --graph: {command_time:.2f} s, {len(graph.stdout.splitlines())} lines")
+    return int(totals[-1] > BUDGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

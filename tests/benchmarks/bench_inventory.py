@@ -92,7 +92,7 @@ def main() -> int:
         command_time = time.perf_counter() - start
     middle = options.repeat // 2
     print(
-        f"{runs[0][2]} hosts, {options.services} services, {size >> 10} KiB of YAML, {options.repeat} runs, {os.cpu_count()} cores"
+        f"{runs[0][2]} hosts, {options.services} services, {size >> 10} KiB, {len(runs)} runs, {os.cpu_count()} cores"
     )
     print(f"read, check, derive:   median {reads[middle]:.2f} s, slowest {reads[-1]:.2f} s")
     print(f"inventory, all of it:  median {totals[middle]:.2f} s, slowest {totals[-1]:.2f} s (budget {BUDGET:g} s)")

@@ -265,5 +265,6 @@ def _lab(topology: Topology, path: Path) -> dict[str, Any]:
         "network": str(network),
         "gateway": lab.get("gateway", str(network[1])),
         "packages": list(lab.get("packages") or []),
+        "mirror": lab.get("mirror", ""),
         "state": os.path.normpath(state),
     }

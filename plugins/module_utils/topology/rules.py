@@ -119,8 +119,10 @@ def check_addresses(topology: Topology) -> None:
         )
     claims.append((("lab", "gateway"), topology.lab.get("gateway", ""), "the lab's bridge"))
     network = network_of(topology.lab["network"]) if topology.lab.get("network") else None
-    if network and "gateway" not in topology.lab:
-        claims.insert(0, (("lab", "network"), str(network[1]), "the lab's bridge"))
+    if network:  # role lab: the first address is this machine's, the second the package cache's
+        claims.insert(0, (("lab", "network"), str(network[2]), "the lab's package cache"))
+        if "gateway" not in topology.lab:
+            claims.insert(0, (("lab", "network"), str(network[1]), "the lab's bridge"))
     owners: dict[str, str] = {}
     for path, address, owner in claims:
         if not address:

@@ -129,6 +129,7 @@ _LAB = _map(
             "items": _text(r"^[a-z0-9][a-z0-9+.-]+\Z", "a Debian package name"),
             "uniqueItems": True,
         },
+        "mirror": _text(r"^https?://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?\Z", "an http or https URL"),
         "state": _FILE_PATH,
     },
     ("name", "network"),

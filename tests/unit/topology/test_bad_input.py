@@ -454,6 +454,15 @@ def test_addresses_outside_the_lab(files):
     )
 
 
+@pytest.mark.parametrize(
+    ("address", "owner"), [("10.0.0.1", "the lab's bridge"), ("10.0.0.2", "the lab's package cache")]
+)
+def test_addresses_that_the_lab_itself_uses(files, address, owner):
+    files.set("platform", "lab", {"name": "x", "network": "10.0.0.0/16"})
+    files.set("platform", f"{A}/app1/address", address)
+    assert [owner in line for line in files.problems()] == [True]
+
+
 def test_broadcast_address_of_the_lab(files):
     files.set("platform", "lab", {"name": "x", "network": "10.0.0.0/16"})
     files.set("platform", f"{A}/app1/address", "10.0.255.255")

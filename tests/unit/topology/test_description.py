@@ -172,6 +172,7 @@ def test_lab_defaults(files, tmp_path):
         "network": "10.0.0.0/16",
         "gateway": "10.0.0.1",
         "packages": [],
+        "mirror": "",
         "state": f"{tmp_path}/.cache/demo",
     }
     assert variables["ansible_user"] == "root"

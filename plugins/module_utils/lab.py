@@ -30,7 +30,7 @@ MASKED_UNITS = (
 FAULT_KINDS = ("cut", "loss", "delay", "rate")
 OTHERS = "others"
 OUTSIDE = "outside"
-SHAPES_PER_HOST = 13  # tc's prio has 16 bands, three of which carry the undisturbed traffic
+UNLIMITED = "10gbit"  # rate of a class that only delays
 
 
 class LabError(Exception):
@@ -459,39 +459,37 @@ def fault_ruleset(lab: Lab, faults: Iterable[Fault], ports: Mapping[str, str]) -
 def shaping_commands(lab: Lab, faults: Iterable[Fault], ports: Mapping[str, str]) -> list[list[str]]:
     """The tc commands (without ``tc``) that put delays and rates on the bridge ports, to run on clean ports.
 
-    A port carries what its host receives; both sides are shaped, so each direction is delayed once.
-    Raises LabError when one host takes part in more than 13 of them.
+    A port carries what its host receives; both sides are shaped, so each direction is shaped once. Traffic that no
+    filter takes leaves htb undisturbed.
     """
-    shapes: dict[str, list[tuple[list[str], tuple[LabHost, ...]]]] = {}
+    commands: list[list[str]] = []
+    classes: dict[str, int] = {}
     for fault in faults:
-        if fault.kind == "delay":
-            leaf = ["netem", "delay", f"{fault.milliseconds:g}ms", "limit", "10000"]
-        elif fault.kind == "rate":
-            leaf = ["tbf", "rate", f"{fault.kbit}kbit", "burst", "32kb", "latency", "200ms"]
-        else:
+        if fault.kind not in ("delay", "rate"):
             continue
+        rate = UNLIMITED if fault.kind == "delay" else f"{fault.kbit}kbit"
         a, b = sides(lab, fault)
-        for receivers, senders in ((a, b), (b, a)):
-            for host in receivers:
-                if host.name in ports:
-                    shapes.setdefault(host.name, []).append((leaf, senders))
-    commands = []
-    for name, entries in shapes.items():
-        if len(entries) > SHAPES_PER_HOST:
-            raise LabError(f"host {name} takes part in {len(entries)} delays and rates; {SHAPES_PER_HOST} are possible")
-        port = ["dev", ports[name]]
-        commands.append(["qdisc", "add", *port, "root", "handle", "1:", "prio", "bands", str(3 + len(entries))])
-        for band, (leaf, senders) in enumerate(entries, start=4):
-            commands.append(["qdisc", "add", *port, "parent", f"1:{band:x}", *leaf])
+        for host, senders in [*((host, b) for host in a), *((host, a) for host in b)]:
+            if host.name not in ports:
+                continue
+            port = ["dev", ports[host.name]]
+            if host.name not in classes:
+                commands.append(["qdisc", "add", *port, "root", "handle", "1:", "htb"])
+            number = classes[host.name] = classes.get(host.name, 0) + 1
+            identity = f"1:{number:x}"
+            commands.append(["class", "add", *port, "parent", "1:", "classid", identity, "htb", "rate", rate])
+            if fault.kind == "delay":
+                netem = ["netem", "delay", f"{fault.milliseconds:g}ms", "limit", "10000"]
+                commands.append(["qdisc", "add", *port, "parent", identity, *netem])
             for sender in senders:
                 match = ["protocol", "all", "u32", "match", "ether", "src", sender.mac]
-                commands.append(["filter", "add", *port, "parent", "1:", *match, "flowid", f"1:{band:x}"])
+                commands.append(["filter", "add", *port, "parent", "1:", *match, "flowid", identity])
     return commands
 
 
 def ssh_configuration(lab: Lab, ssh_dir: str) -> str:
     """An ssh_config for people: ``ssh -F FILE HOST``."""
-    # Host keys are new with every lab, so they are remembered beside the lab and not in the user's file.
+    # Host keys are new with every lab, so remembering them would only get in the way.
     text = "Host *\n  User root\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  LogLevel ERROR\n"
-    text += f'  IdentityFile "{ssh_dir}/id"\n  UserKnownHostsFile "{ssh_dir}/known_hosts"\n'
+    text += f'  IdentityFile "{ssh_dir}/id"\n  UserKnownHostsFile /dev/null\n'
     return text + "".join(f"Host {host.name}\n  HostName {host.address}\n" for host in lab.nodes)

@@ -385,14 +385,15 @@ class Engine:
         ports = self.ports() if faults else {}
         ruleset = plan.fault_ruleset(lab, faults, ports)
         shaping = plan.shaping_commands(lab, faults, ports)
+        before = self.faults()
+        # Recorded first: whatever fails below, the next change or "heal" starts from all that may be in force.
+        write(self.run / "faults.json", plan.faults_to_json(faults))
         command("nft", "-f", "-", text=ruleset)
-        previously = self.faults()
-        if any(fault.kind in ("delay", "rate") for fault in [*faults, *previously]):
-            for port in (ports or self.ports()).values():
+        if shaping or any(fault.kind in ("delay", "rate") for fault in before):
+            for port in self.ports().values():
                 command("tc", "qdisc", "del", "dev", port, "root", check=False)
             for arguments in shaping:
                 command("tc", *arguments)
-        write(self.run / "faults.json", plan.faults_to_json(faults))
 
     # -- down ----------------------------------------------------------------------------------------------------
     def traces(self) -> list[str]:

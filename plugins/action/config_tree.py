@@ -17,7 +17,7 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import TemplateSyntaxError
 
 from ansible_collections.causeway.platform.plugins.module_utils import config_tree
 
@@ -88,7 +88,7 @@ class Renderer:
                     escape_backslashes=False,
                     overrides=overrides,
                 )
-        except (AnsibleError, TemplateError, UnicodeDecodeError) as error:
+        except Exception as error:  # a filter or lookup may raise anything
             line = template_line(error)
             lines = [line] if line else config_tree.lines_naming(self.text_of(path), str(error))
             place = f"{path}, line {' or '.join(map(str, lines))}" if lines else path

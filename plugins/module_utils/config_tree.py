@@ -33,6 +33,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +46,13 @@ MAX_DIFF_BYTES = 104448  # what ansible.builtin.copy allows in a diff
 MAX_CHECKER_OUTPUT = 65536
 HIDDEN = "content hidden"
 ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+MESSAGE_NAME = re.compile(
+    r"'(\w+)' is undefined"
+    r"|has no (?:attribute|element) '?(\w+)"
+    r"|(?:filter|test|lookup)(?: plugin)? '(?:\w+\.)*(\w+)'"
+    r"|Could not load \"(?:\w+\.)*(\w+)\""
+)
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "src": {"type": "str"},
@@ -278,10 +286,10 @@ def check_dest(dest: str) -> str:
 
 def lines_naming(text: str, message: str) -> list[int]:
     """Lines of a template with an expression that uses the name an error is about (`'x' is undefined` and the like)."""
-    found = re.search(r"'(\w+)' is undefined|has no (?:attribute|element) '?(\w+)", message)
+    found = MESSAGE_NAME.search(message)
     if not found:
         return []
-    name = re.compile(rf"\b{found.group(1) or found.group(2)}\b")
+    name = re.compile(rf"\b{next(filter(None, found.groups()))}\b")
     return [
         number
         for number, line in enumerate(text.splitlines(), 1)
@@ -350,7 +358,7 @@ def pack(tree: Tree) -> bytes:
 def unpack(data: bytes) -> Tree:
     """The tree out of :func:`pack`; raises ConfigTreeError if the archive is damaged."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(data)), mode="r:") as archive:
 
             def read(name: str) -> bytes:
                 stream = archive.extractfile(name)
@@ -364,7 +372,7 @@ def unpack(data: bytes) -> Tree:
             )
             directories = tuple(DirectoryEntry(**entry) for entry in index["directories"])
             return Tree(files, directories, DirectoryEntry(**index["default_directory"]))
-    except (tarfile.TarError, OSError, KeyError, TypeError, ValueError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, OSError, KeyError, TypeError, ValueError, EOFError) as error:
         raise ConfigTreeError(f"the archive sent by the controller cannot be read: {error}") from error
 
 
@@ -1083,12 +1091,6 @@ class Transaction:
             elif step["kind"] == "delete":
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(path, step["old"])
-            elif step["kind"] == "rmdir":
-                try:
-                    os.rmdir(path)
-                except OSError as error:  # somebody has put a file there since: it stays
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                        raise
             self.checkpoint(f"committed {path}")
         self.sync()
 
@@ -1111,10 +1113,6 @@ class Transaction:
             elif step["kind"] == "attributes" and renamed:
                 with contextlib.suppress(FileNotFoundError):
                     set_attributes(path, step["before"])
-            elif step["kind"] == "rmdir" and renamed:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(path, 0o700)
-                    set_attributes(path, step["before"])
             elif step["kind"] == "mkdir":
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
@@ -1136,6 +1134,9 @@ class Transaction:
             for key in ("new", "old"):
                 if key in step:
                     remove(step[key])
+            if step["kind"] == "rmdir":  # only now are the old files gone from it
+                with contextlib.suppress(OSError):  # somebody has put a file there since: it stays
+                    os.rmdir(step["path"])
             self.checkpoint(f"cleaned {step['path']}")
         self.close()
 

@@ -412,7 +412,7 @@ def _explain(document: Document, error: Any, path: tuple[Any, ...]) -> Iterator[
         may = allowed or " or ".join(str(kinds.get(kind, kind)) for kind in wanted)
         got = (
             type_name(value)
-            if secret or isinstance(value, (dict, list)) or value is None
+            if secret or not isinstance(value, (str, int, float))
             else f"{type_name(value)}, {show(value)}"
         )
         yield problem(path, "wrong type", got, may), path

@@ -14,6 +14,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.release import (
     ReleaseError,
     current_version,
     rolling_plan,
+    status_lines,
 )
 
 
@@ -33,4 +34,8 @@ def release_versions(services: Mapping[str, Any], registered: Mapping[str, Any] 
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"release_rolling_plan": release_rolling_plan, "release_versions": release_versions}
+        return {
+            "release_rolling_plan": release_rolling_plan,
+            "release_versions": release_versions,
+            "release_lines": status_lines,
+        }

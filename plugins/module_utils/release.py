@@ -66,11 +66,16 @@ def rolling_plan(
     """Plan the replacement of every placed instance of ``service`` that does not run ``version``.
 
     ``service`` is a normalised description (docs/design.md section 1), ``live`` the instances registered now, each with
-    host, slot and version; ``record`` the service's release record, if any. Raises ReleaseError before anything
+    host, slot and version; ``record`` the service's release record, if any. An empty ``version`` means the record's
+    previous one. Raises ReleaseError before anything
     changes when the version is malformed or already live everywhere, or when a batch would leave fewer instances than
     the service's minimum.
     """
     name = service["name"]
+    if not version:
+        version = str((record or {}).get("previous") or "")
+        if not version:
+            raise ReleaseError(f"service {name}: there is no version before to go back to; give release_version")
     if not VERSION.match(str(version)):
         raise ReleaseError(
             f"release_version: {version!r} is not a version; allowed: letters, digits, '.', '_' and '-', at most 128"
@@ -121,3 +126,23 @@ def rolling_plan(
         available=available,
         minimum=minimum,
     )
+
+
+def status_lines(services: Mapping[str, Any]) -> list[str]:
+    """What ``registry_info`` returns as services, as lines for a terminal: state, instances, lock, last releases."""
+    lines = []
+    for name, one in sorted(services.items()):
+        record, lock = one.get("release") or {}, one.get("lock") or {}
+        state = record.get("state") or "never released"
+        back = f", before that {record['previous']}" if record.get("previous") else ""
+        lines.append(f"{name}: {state}; current {record.get('current') or 'as described'}{back}")
+        for instance in one.get("instances") or []:
+            drain = ", draining" if instance.get("draining") else ""
+            lines.append(f"  {instance['instance']:<14} {instance['version']:<12} {instance['zone']}{drain}")
+        if lock:
+            lines.append(f"  locked for {lock.get('purpose') or 'no stated purpose'} since {lock.get('at')}")
+        for entry in (record.get("history") or [])[-3:]:
+            outcome = entry.get("outcome") or "under way or killed"
+            reason = f": {entry['reason']}" if entry.get("reason") else ""
+            lines.append(f"  {entry['started']} {entry.get('from', '?')} -> {entry['version']}: {outcome}{reason}")
+    return lines

@@ -79,7 +79,7 @@ def test_the_dead_instance_itself_may_be_replaced() -> None:
     assert plan.slots["app1"] == [0]
 
 
-@pytest.mark.parametrize("version", ["", "../1", "a b", "-x", "v" * 129])
+@pytest.mark.parametrize("version", ["../1", "a b", "-x", "v" * 129])
 def test_a_malformed_version_is_refused(version: str) -> None:
     with pytest.raises(ReleaseError, match="is not a version"):
         rolling_plan(service(SIX), version, live(SIX))
@@ -95,3 +95,13 @@ def test_batch_sizes(batch: Any, count: int, size: int) -> None:
 def test_the_record_rules_over_the_description() -> None:
     assert current_version({"version": "1.0.0"}, {"current": "1.4.0"}) == "1.4.0"
     assert current_version({"version": "1.0.0"}, None) == "1.0.0"
+
+
+def test_no_version_goes_back_to_the_one_before() -> None:
+    plan = rolling_plan(service(SIX), "", live(SIX, "1.1.0"), {"current": "1.1.0", "previous": "1.0.0", "state": "live"})
+    assert (plan.version, plan.undo) == ("1.0.0", "1.1.0")
+
+
+def test_going_back_without_a_version_before_is_refused() -> None:
+    with pytest.raises(ReleaseError, match="no version before"):
+        rolling_plan(service(SIX), "", live(SIX), {"current": "1.0.0", "state": "live"})

@@ -41,7 +41,7 @@ def trust_requests(hosts: list[str], hostvars: Mapping[str, Any], signed_by: str
 
 
 def trust_rotation(scope: str, name: str, hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of a rotation over hosts whose identities are known."""
+    """The plan of a rotation over hosts whose identities are known; what is wrong with it is in its ``error``."""
     known = {
         host: {
             "region": hostvars[host]["__trust_region"],
@@ -49,7 +49,10 @@ def trust_rotation(scope: str, name: str, hosts: list[str], hostvars: Mapping[st
         }
         for host in hosts
     }
-    return x509_identities.rotation(scope, name, known)
+    try:
+        return {**x509_identities.rotation(scope, name, known), "error": ""}
+    except TrustError as error:
+        return {"hosts": {}, "error": str(error)}
 
 
 def trust_report(

@@ -35,7 +35,7 @@ _SOFTHSM_PATHS = (
     "/usr/lib64/pkcs11/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
 )
-# Kept loaded until the process ends: when PyKCS11 drops the last reference, it finalises the library under open sessions.
+# Kept until the process ends: PyKCS11 finalises a library under open sessions when it drops the last reference.
 _LIBRARIES: dict[str, Any] = {}
 # Flags of CK_TOKEN_INFO, PKCS#11 2.40 section 3.2.
 _INITIALIZED, _USER_PIN_SET = 0x400, 0x8
@@ -153,7 +153,8 @@ def check_usable(info: TokenInfo, so: bool = False) -> None:
         )
     if info.flags & (_SO_PIN_FINAL_TRY if so else _USER_PIN_FINAL_TRY):
         raise TrustError(
-            f"token {info.label!r}: one attempt is left before the {who} PIN locks; log in once by hand with the right PIN first"
+            f"token {info.label!r}: one attempt is left before the {who} PIN locks;"
+            " log in once by hand with the right PIN first"
         )
     if not so and not info.user_pin_set:
         raise TrustError(f"token {info.label!r} has no user PIN yet; hsm_token with the SO PIN sets it")

@@ -256,7 +256,7 @@ def leaf_certificate(spec: LeafSpec, key: Any, issuer: Any, signer: Signer) -> A
 
 
 def revocation_list(
-    issuer: Any, signer: Signer, number: int, updated: datetime, next_update: datetime, entries: Sequence[Revoked]
+    issuer: Any, signer: Signer, *, number: int, updated: datetime, next_update: datetime, entries: Sequence[Revoked]
 ) -> Any:
     """A complete CRL of one authority's certificate."""
     builder = (

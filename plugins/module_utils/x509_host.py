@@ -126,12 +126,19 @@ def inspect(path: Path, identity: str) -> Installed:
 
 
 def revoked_serials(crl: str) -> set[str]:
-    """All serials that the bundle names. Serials are random 20-octet numbers, so no issuer is needed to tell them apart."""
+    """All serials that the bundle names; they are random 20-octet numbers, so no issuer tells them apart."""
     return {build.serial_text(item.serial_number) for part in build.parse_crls(crl) for item in part}
 
 
 def reasons(
-    found: Installed, identity: Identity, issuer: str, revoked: set[str], renew_at: float, moment: datetime, force: bool
+    found: Installed,
+    identity: Identity,
+    *,
+    issuer: str,
+    revoked: set[str],
+    renew_at: float,
+    moment: datetime,
+    force: bool,
 ) -> list[str]:
     """Why a new certificate is needed; empty when the installed one does. Pure."""
     result = list(found.problems)
@@ -188,7 +195,7 @@ def group_id(name: str) -> int:
 def sysusers_text(identities: Sequence[Identity], present: str) -> str:
     """The sysusers.d file with one group per identity; groups of earlier identities stay, their ids may own files."""
     old = {line.split()[1] for line in present.splitlines() if line.startswith("g ") and len(line.split()) > 1}
-    groups = sorted(old | {item.group for item in identities if item.group != "root"})
+    groups = sorted(old | {item.group for item in identities if item.group.startswith("causeway-tls-")})
     return "# Made by the role causeway.platform.trust: who may read which private key.\n" + "".join(
         f"g {name} -\n" for name in groups
     )
@@ -241,7 +248,7 @@ def check_answer(path: Path, identity: Identity, chain: str, ca: str) -> tuple[b
 def _free_directory(base: Path, serial: str) -> str:
     numbers = [
         int(match.group(2) or 0)
-        for match in map(_GENERATION.fullmatch, os.listdir(base))
+        for match in (_GENERATION.fullmatch(item.name) for item in base.iterdir())
         if match and match.group(1) == serial
     ]
     return f"gen-{serial}.{max(numbers) + 1}" if numbers else f"gen-{serial}"
@@ -250,21 +257,20 @@ def _free_directory(base: Path, serial: str) -> str:
 def install_generation(path: Path, identity: Identity, serial: str, contents: dict[str, bytes]) -> str:
     """Writes a whole generation beside the others, then points ``current`` to it by one rename."""
     base = path / identity.name
-    gid = 0 if identity.group == "root" else group_id(identity.group)
+    gid = group_id(identity.group)
     if gid < 0:
         raise TrustError(
             f"group {identity.group!r} does not exist on this host; name sysusers_file, or make the group first"
         )
     base.mkdir(mode=0o750, parents=True, exist_ok=True)
-    os.chown(base, 0, gid)
+    os.chown(base, -1, gid)
     base.chmod(0o750)
     staged = base / f".staged-{secrets.token_hex(4)}"
     staged.mkdir(mode=0o750)
-    os.chown(staged, 0, gid)
+    os.chown(staged, -1, gid)
     staged.chmod(0o750)
     for name, data in contents.items():
         write_file(staged / name, data, FILES[name], gid)
-        os.chown(staged / name, 0, gid)
     directory = _free_directory(base, serial)
     staged.rename(base / directory)
     link = base / f".current-{secrets.token_hex(4)}"
@@ -292,7 +298,7 @@ def prune(path: Path, identity: str, keep: int) -> list[str]:
 
 def wrong_permissions(path: Path, identity: Identity, directory: str) -> list[tuple[Path, int, int]]:
     """Files of the current generation whose owner, group or mode is not as it shall be: path, mode, gid."""
-    gid = 0 if identity.group == "root" else group_id(identity.group)
+    gid = group_id(identity.group)
     base = path / identity.name
     wanted = [
         (base, 0o750),
@@ -302,12 +308,12 @@ def wrong_permissions(path: Path, identity: Identity, directory: str) -> list[tu
     result = []
     for item, mode in wanted:
         state = item.lstat()
-        if mode_of(item) != mode or state.st_uid != 0 or (gid >= 0 and state.st_gid != gid):
+        if mode_of(item) != mode or state.st_uid != os.geteuid() or (gid >= 0 and state.st_gid != gid):
             result.append((item, mode, gid))
     return result
 
 
 def repair_permissions(wrong: Sequence[tuple[Path, int, int]]) -> None:
     for item, mode, gid in wrong:
-        os.chown(item, 0, gid, follow_symlinks=False)
+        os.chown(item, os.geteuid(), gid, follow_symlinks=False)
         item.chmod(mode)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The causeway.platform founding engineers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which identities a host needs, and what a rotation means: pure functions behind the filters (standard library only)."""
+"""Which identities a host needs and what a rotation means: pure functions behind filters (standard library only)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ def group_of(identity: str) -> str:
 
 
 def identity(
-    name: str, uri: str, dns: Iterable[str] = (), addresses: Iterable[str] = (), group: str = "", common_name: str = ""
+    name: str,
+    uri: str,
+    dns: Iterable[str] = (),
+    addresses: Iterable[str] = (),
+    *,
+    group: str = "",
+    common_name: str = "",
 ) -> dict[str, Any]:
     check_name(name, "identity")
     for item in addresses:
@@ -66,31 +72,24 @@ def identities(
             raise TrustError(f"host: {key} is missing or empty")
     name, components = str(host["name"]), set(host.get("components") or ())
     check_name(name, "host")
-    addresses = dict.fromkeys([str(host["address"]), "127.0.0.1"])
-    result = {
-        "host": identity(
-            "host",
-            f"spiffe://{domain}/host/{name}",
-            [f"{name}.{domain}", "localhost"],
-            addresses,
-            "",
-            f"{name}.{domain}",
-        )
-    }
+    result: dict[str, dict[str, Any]] = {}
+
+    def add(own: str, uri: str, dns: Iterable[str] = (), ips: Iterable[str] = (), common_name: str = "") -> None:
+        result[own] = identity(own, f"spiffe://{domain}/{uri}", dns, ips, common_name=common_name)
+
+    full = f"{name}.{domain}"
+    add("host", f"host/{name}", [full, "localhost"], dict.fromkeys([str(host["address"]), "127.0.0.1"]), full)
     if "gateway" in components:
         region = (regions or {}).get(str(host.get("region", ""))) or {}
         vip = str((region.get("gateway") or {}).get("address") or "")
         dns = [f"gateway.{domain}", f"*.{domain}"]
-        result["gateway"] = identity(
-            "gateway", f"spiffe://{domain}/gateway", dns, [vip] if vip else [], "", f"gateway.{domain}"
-        )
+        add("gateway", "gateway", dns, [vip] if vip else [], dns[0])
     if "metrics" in components:
-        result["metrics"] = identity("metrics", f"spiffe://{domain}/metrics", [f"metrics.{domain}"])
+        add("metrics", "metrics", [f"metrics.{domain}"])
     if "registry" in components:
-        result["operator"] = identity("operator", f"spiffe://{domain}/operator")
+        add("operator", "operator")
     for service in sorted({str(item["service"]) for item in instances}):
-        dns = [f"{service}.{domain}"]
-        result[f"svc-{service}"] = identity(f"svc-{service}", f"spiffe://{domain}/{service}", dns, (), "", dns[0])
+        add(f"svc-{service}", service, [f"{service}.{domain}"], (), f"{service}.{domain}")
     for item in extra:
         unknown = sorted(set(item) - {"name", "uri", "dns", "addresses", "group", "common_name"})
         if unknown or not item.get("name"):
@@ -106,8 +105,8 @@ def identities(
             str(item.get("uri") or f"spiffe://{domain}/{own}"),
             item.get("dns") or (),
             item.get("addresses") or (),
-            str(item.get("group") or ""),
-            str(item.get("common_name") or ""),
+            group=str(item.get("group") or ""),
+            common_name=str(item.get("common_name") or ""),
         )
     return [result[key] for key in sorted(result)]
 
@@ -145,18 +144,18 @@ def requests(answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 def rotation(scope: str, name: str, hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a rotation touches. hosts: per host {region, identities: [names]}.
 
-    Returns {scope, name, regions: to rotate the intermediate of, crl: whether lists are signed again, hosts: {host: [identities]}}.
+    Returns {scope, name, regions: whose intermediate gets a new generation, crl: whether lists are signed again,
+    hosts: {host: [identities]}}.
     """
     every = ", ".join(SCOPES)
     if scope not in SCOPES:
         raise TrustError(f"scope: {scope!r} is not allowed; use one of {every}, such as -e scope=all")
     if scope in ("host", "service", "intermediate") and not name:
-        raise TrustError(
-            f"scope={scope} needs a name, such as -e scope={scope} -e name=<{'region' if scope == 'intermediate' else scope}>"
-        )
+        kind = "region" if scope == "intermediate" else scope
+        raise TrustError(f"scope={scope} needs a name, such as -e scope={scope} -e name=<{kind}>")
     if scope in ("all", "crl") and name:
         raise TrustError(
-            f"scope={scope} takes no name; {name!r} was given (for one host or service: scope=host or scope=service)"
+            f"scope={scope} takes no name, {name!r} was given; for one host or service: scope=host|service"
         )
     regions = sorted({str(item["region"]) for item in hosts.values()})
     names = {host: list(item["identities"]) for host, item in hosts.items()}
@@ -211,17 +210,13 @@ def report(
                 }
             )
     count = sum(1 for row in rows if row["renewed"])
-    lines = [
-        f"{count} of {len(rows)} certificates renewed (scope {plan['scope']}{' ' + plan['name'] if plan['name'] else ''})"
-    ]
-    lines += [
-        f"{row['host']:<14} {row['identity']:<20} valid until {row['not_after'] or '-':<20} {'renewed: ' + ', '.join(row['reasons']) if row['renewed'] else 'kept'}"
-        for row in rows
-    ]
-    lines += [
-        f"revocation list {item['authority']} G{item['generation']} number {item['number']} valid until {item['next_update']}, {item['revoked']} revoked"
-        for item in crl.get("lists") or []
-    ]
+    lines = [f"{count} of {len(rows)} certificates renewed (scope {plan['scope']} {plan['name']})".replace(" )", ")")]
+    for row in rows:
+        what = f"renewed: {', '.join(row['reasons'])}" if row["renewed"] else "kept"
+        lines.append(f"{row['host']:<14} {row['identity']:<20} valid until {row['not_after'] or '-':<20} {what}")
+    for item in crl.get("lists") or []:
+        what = f"number {item['number']} valid until {item['next_update']}, {item['revoked']} revoked"
+        lines.append(f"revocation list {item['authority']} G{item['generation']} {what}")
     return {
         "scope": plan["scope"],
         "name": plan["name"],

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The causeway.platform founding engineers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The authorities of a trust host: generations of certificates, their revocation lists and the index of what was issued.
+"""The authorities of a trust host: their generations, revocation lists and the index of what was issued.
 
 Layout below the store (default /var/lib/causeway/trust), one directory per authority:
 
@@ -107,13 +107,15 @@ def signer_for(session: hsm.Session, label: str, certificate: Any) -> TokenSigne
     key = session.find_key(label)
     if key is None:
         raise NotReadyError(
-            f"key {label!r} is not in token {session.info.label!r} (serial {session.info.serial}) although its certificate is in the store;"
+            f"key {label!r} is not in token {session.info.label!r} (serial {session.info.serial})"
+            " although its certificate is in the store;"
             " is this another token with the same label, or was the token restored without its keys?"
         )
     signer = TokenSigner(session, key)
     if not build.same_key(signer.public_key, certificate.public_key()):
         raise TrustError(
-            f"key {label!r} in token {session.info.label!r} (serial {session.info.serial}) does not belong to the certificate in the store;"
+            f"key {label!r} in token {session.info.label!r} (serial {session.info.serial})"
+            " does not belong to the certificate in the store;"
             " is this another token with the same label?"
         )
     return signer
@@ -265,7 +267,7 @@ def retire(authority: Authority, entries: Sequence[Issued], moment: datetime) ->
 
 
 def new_generation(
-    store: Store, session: hsm.Session, wish: AuthorityWish, found: Authority | None, moment: datetime, secret: str
+    store: Store, session: hsm.Session, wish: AuthorityWish, found: Authority | None, *, moment: datetime, secret: str
 ) -> Authority:
     """Makes key and certificate of the next generation and records them; older generations stay in force."""
     number = found.current.number + 1 if found and found.generations else 1
@@ -355,6 +357,7 @@ def issue(
     store: Store,
     session: hsm.Session,
     requests: Sequence[LeafRequest],
+    *,
     life: timedelta,
     backdate: timedelta,
     moment: datetime,
@@ -512,6 +515,7 @@ def sign_lists(
     store: Store,
     session: hsm.Session,
     work: Sequence[ListWork],
+    *,
     life: timedelta,
     backdate: timedelta,
     moment: datetime,
@@ -536,7 +540,9 @@ def sign_lists(
 
 
 def _list_maker(item: ListWork, signer: TokenSigner, number: int, start: datetime, end: datetime) -> Callable[[], Any]:
-    return lambda: build.revocation_list(item.certificate, signer, number, start, end, item.entries)
+    return lambda: build.revocation_list(
+        item.certificate, signer, number=number, updated=start, next_update=end, entries=item.entries
+    )
 
 
 def crl_number(crl: Any | None) -> int:

@@ -87,10 +87,9 @@ def plan(config: hsm.TokenConfig, options: dict[str, Any]) -> tuple[hsm.TokenInf
     elif new_pin and hsm.pin_works(config, info, new_pin):
         pass
     elif not hsm.pin_works(config, info, config.pin):
+        what = "neither pin nor new_pin opens it" if new_pin else "the PIN is wrong"
         raise TrustError(
-            f"token {config.token!r} (serial {info.serial}): neither pin nor new_pin opens it"
-            if new_pin
-            else f"token {config.token!r} (serial {info.serial}): the PIN is wrong; is this another token with the same label?"
+            f"token {config.token!r} (serial {info.serial}): {what}; is this another token with the same label?"
         )
     elif new_pin:
         actions.append("change the user PIN")

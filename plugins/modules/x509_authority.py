@@ -233,7 +233,7 @@ def ensure(
             return "an older generation is no longer needed" if after != before else "", before, after
         if check_mode:
             return reason, before, before
-        return reason, before, stores.new_generation(store, session, wish, before, moment, config.pin)
+        return reason, before, stores.new_generation(store, session, wish, before, moment=moment, secret=config.pin)
 
 
 def result_of(store: stores.Store, authority: stores.Authority | None, name: str) -> dict[str, Any]:

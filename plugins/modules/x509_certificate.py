@@ -167,7 +167,7 @@ def sign(
         return []
     stores.check_requests(store, requests)  # before the token is touched
     with hsm.open_token(config) as session:
-        return stores.issue(store, session, requests, life, backdate, now(), config.pin)
+        return stores.issue(store, session, requests, life=life, backdate=backdate, moment=now(), secret=config.pin)
 
 
 def main() -> None:

@@ -133,7 +133,13 @@ lists:
   returned: success
   type: list
   elements: dict
-  sample: [{authority: region-north, generation: 1, number: 4, next_update: "2027-01-06T15:41:00Z", revoked: 2, reason: a certificate was revoked}]
+  sample:
+    - authority: region-north
+      generation: 1
+      number: 4
+      next_update: "2027-01-06T15:41:00Z"
+      revoked: 2
+      reason: a certificate was revoked
 revoked:
   description: Serial numbers that this run revoked.
   returned: success
@@ -189,7 +195,9 @@ def ensure(store: stores.Store, config: hsm.TokenConfig, options: dict[str, Any]
             for name, entries in indexes.items():
                 if entries != old[name]:
                     store.save_index(name, entries, moment)
-            work = stores.sign_lists(store, session, work, life, backdate, moment, config.pin)
+            work = stores.sign_lists(
+                store, session, work, life=life, backdate=backdate, moment=moment, secret=config.pin
+            )
     authorities = [store.get(name) for name in store.names()]
     return {
         "changed": changed,

@@ -224,6 +224,7 @@ actions:
   sample: ["svc-orders: ask for a certificate (30% of its life remain)"]
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,7 @@ def groups_to_make(identities: list[hosts.Identity], path: Path) -> tuple[str, l
     """New text of the sysusers.d file (empty: it is right) and the groups that do not exist yet."""
     present = path.read_text(encoding="utf-8") if path.exists() else ""
     text = hosts.sysusers_text(identities, present)
-    missing = sorted({item.group for item in identities if item.group != "root" and hosts.group_id(item.group) < 0})
+    missing = sorted({item.group for item in identities if hosts.group_id(item.group) < 0})
     return (text if text != present else ""), missing
 
 
@@ -302,7 +303,13 @@ def request(module: AnsibleModule, identities: list[hosts.Identity], options: di
                 if act:
                     hosts.repair_permissions(wrong)
         why = hosts.reasons(
-            found, identity, options["issuer"], revoked, renew_at, moment, identity.name in options["force"]
+            found,
+            identity,
+            issuer=options["issuer"],
+            revoked=revoked,
+            renew_at=renew_at,
+            moment=moment,
+            force=identity.name in options["force"],
         )
         if not found.problems and options["ca"] and (found.ca != options["ca"] or found.crl != options["crl"]):
             actions.append(f"{identity.name}: put newer roots and revocation lists in place")
@@ -430,6 +437,7 @@ def main() -> None:
         ]
         requested = options["state"] == "requested" and options["request"]
         module.exit_json(changed=requested, requests=asked if requested else [], identities=[], actions=[])
+    os.umask(0o022)  # the directories above the identities are for everybody; keys get their modes explicitly
     try:
         if options["keep"] < 1:
             raise TrustError("keep: at least 1 generation has to stay")

@@ -30,7 +30,7 @@ from causeway_agent.mirror import Mirror
 from causeway_agent.proxies import ProxyWorker
 from causeway_agent.publisher import Publisher
 from causeway_agent.registry import ClientSource
-from causeway_agent.runtime import Log, atomic_write, canonical, notify
+from causeway_agent.runtime import Log, atomic_write, canonical, notify, utc_now
 from causeway_agent.view import Change, RegistryState, file_sd
 
 TICK = 0.25
@@ -91,9 +91,7 @@ class Agent:
         self.metrics.set("causeway_agent_info", 1, version=__version__)
         self.metrics.set("causeway_agent_up", 1)
         self.metrics.set("causeway_agent_start_time_seconds", round(time.time(), 3))
-        self.publisher.set_leased(
-            "agent", {self._agent_key: canonical({"version": __version__, "started": round(time.time(), 3)})}
-        )
+        self.publisher.set_leased("agent", {self._agent_key: canonical({"version": __version__, "started": utc_now()})})
         self._configure()
         self._thread("publisher", self.publisher.run)
         self._thread("mirror", self.mirror.run)
@@ -162,6 +160,14 @@ class Agent:
             self.state.forget(time.monotonic())
         self._save_state()
         self._start_server()
+
+    def status(self) -> str:
+        """One line for `systemctl status`; the role's health check reads it."""
+        ready = self._settled and self.publisher.connected and self.mirror.connected
+        with self._lock:
+            healthy = sum(self._healthy.values())
+            counts = f"{healthy}/{len(self._monitors)} instances healthy, {len(self._workers)} proxies"
+        return f"registry: {'connected' if ready else 'not connected'}; {counts}"
 
     def _settle(self) -> None:
         waited = time.monotonic() - self._started
@@ -414,6 +420,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     agent.start()
     notify("READY=1")
+    status = ""
     while not stop.wait(TICK):
         agent.tick()
         if agent.failed.is_set():
@@ -421,6 +428,9 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         if agent.healthy():
             notify("WATCHDOG=1")
+        if status != agent.status():
+            status = agent.status()
+            notify(f"STATUS={status}")
     notify("STOPPING=1")
     agent.stop()
     return 0

@@ -15,6 +15,7 @@ from causeway_agent.runtime import Backoff, Log
 from causeway_agent.view import Change
 
 GUARD_INTERVAL = 1.5
+AUTH_PAUSE = 2.0
 
 
 class Mirror:
@@ -62,7 +63,9 @@ class Mirror:
             elif self._metrics.value("causeway_etcd_errors_total", part="watch") == 0:
                 self._log.warning("registry_read_failed", error=str(error))
             self._metrics.inc("causeway_etcd_errors_total", part="watch")
-            self._stop.wait(backoff.next())
+            # Checking a password costs the registry real work (bcrypt).
+            pause = AUTH_PAUSE if isinstance(error, AuthFailed) else 0.0
+            self._stop.wait(backoff.next() + pause)
 
     def _follow(self, backoff: Backoff) -> None:
         client = self._source.client()

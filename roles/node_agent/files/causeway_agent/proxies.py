@@ -11,7 +11,7 @@ from typing import Any
 from causeway_agent.config import Proxy
 from causeway_agent.metrics import Metrics
 from causeway_agent.publisher import Publisher
-from causeway_agent.runtime import Log, canonical
+from causeway_agent.runtime import Log, canonical, utc_now
 from causeway_agent.view import ProxyView
 from causeway_agent.xds import EnvoyAdmin, EnvoyDown, EnvoySilent, XdsWriter, acknowledged, active_requests
 
@@ -141,9 +141,9 @@ class ProxyWorker:
         for service, revision in view.revisions.items():
             previous = self._services.get(service, {})
             if service in done:
-                entry = {"revision": revision, "at": previous.get("at", 0.0)}
+                entry = {"revision": revision, "at": previous.get("at", "")}
                 if previous.get("revision") != revision:
-                    entry["at"] = round(time.time(), 3)
+                    entry["at"] = utc_now()
                     if service in self.pending:
                         self._metrics.observe("causeway_ack_latency_seconds", now - self._since, proxy=self.proxy.name)
             elif previous:

@@ -22,6 +22,7 @@ from causeway_agent.runtime import Backoff, Log, atomic_write
 # etcd's --max-txn-ops is 128.
 MAX_OPERATIONS = 100
 UNSURE = object()
+AUTH_PAUSE = 2.0
 
 
 def plan(desired: dict[str, str], published: dict[str, Any], last: str = "") -> list[list[tuple[str, str | None]]]:
@@ -133,6 +134,9 @@ class Publisher:
                 backoff.reset()
             except (EtcdError, OSError) as error:
                 wait = backoff.next()
+                if isinstance(error, AuthFailed):
+                    # Checking a password costs the registry real work (bcrypt).
+                    wait += AUTH_PAUSE
                 self._failed(error, wait)
             self.beat = self._clock()
             with self._wake:

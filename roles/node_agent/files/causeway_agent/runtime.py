@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable
 
@@ -102,6 +103,11 @@ def signature(path: Path) -> Signature | None:
 def canonical(value: Any) -> str:
     """JSON that is equal exactly when the values are equal."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def utc_now() -> str:
+    """The time as RFC 3339 in UTC, to the millisecond; for people and records, never for measuring."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def notify(message: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from . import bootstrap as boot
 from .clusters import POOLS, admin, application, pool_name, service_pool, telemetry
@@ -196,8 +195,18 @@ def sidecars(host_name: str, platform: Platform, settings: Settings) -> dict[str
     }
 
 
-def files(proxies: Mapping[str, Json]) -> dict[str, Any]:
-    """Path on the host -> document, for everything Envoy itself reads."""
+def files(proxies: Mapping[str, Json]) -> dict[str, Json]:
+    """What Envoy itself reads, as the files of one config_tree (paths relative to /)."""
     return {
-        f"/etc/envoy/{proxy}/{name}.yaml": documents[name] for proxy, documents in proxies.items() for name in DOCUMENTS
+        f"etc/envoy/{proxy}/{name}.yaml": {"content": documents[name]}
+        for proxy, documents in sorted(proxies.items())
+        for name in DOCUMENTS
+    }
+
+
+def agent_files(proxies: Mapping[str, Json]) -> dict[str, Json]:
+    """What the node agent reads, as the files of one config_tree (paths relative to /)."""
+    return {
+        f"etc/causeway/agent/proxies.d/{proxy}.json": {"content": documents["proxy"]}
+        for proxy, documents in sorted(proxies.items())
     }

@@ -19,6 +19,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.topology.model i
     build_service,
     build_topology,
     natural,
+    settle_instances,
 )
 from ansible_collections.causeway.platform.plugins.module_utils.topology.placement import place
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import (
@@ -81,6 +82,7 @@ def read_description(path: Path) -> Description:
             continue
         schema.check(document, schema.SERVICE)
         service = build_service(document, file.parent)
+        settle_instances(service, len(topology.sites(service)) * service.spec["instances"]["per_host"])
         first = topology.services.setdefault(service.name, service)
         if first is not service:
             document.report(

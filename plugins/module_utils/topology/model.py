@@ -190,7 +190,6 @@ def build_service(document: Document, folder: Path) -> Service:
     routes = [_route(route or {}) for route in data.get("routes") or []]
     calls = [_call(position, call or {}) for position, call in enumerate(data.get("calls") or [])]
     low = number.get("min", 2)
-    count = number.get("count", low)
     verify = release.get("verify") or {}
     environment = data.get("environment") or {}
     spec = {
@@ -214,7 +213,7 @@ def build_service(document: Document, folder: Path) -> Service:
         },
         "instances": {
             "min": low,
-            "max": number.get("max", max(low, count)),
+            "max": number.get("max", low),
             "per_host": number.get("per_host", 2),
             "placed": [],
         },
@@ -248,4 +247,18 @@ def build_service(document: Document, folder: Path) -> Service:
             "latency_p99": _seconds(slo, "latency_p99", 0.25),
         },
     }
-    return Service(name, document, spec, count)
+    return Service(name, document, spec, number.get("count", low))
+
+
+def settle_instances(service: Service, capacity: int) -> None:
+    """Fills in a count, and then a maximum, that the file leaves open; ``capacity`` is what the hosts can hold.
+
+    The default count leaves room for a release to take out a batch without going below the minimum.
+    """
+    given = (service.document.data or {}).get("instances") or {}
+    numbers = service.spec["instances"]
+    if "count" not in given:
+        wanted = min(numbers["min"] + service.spec["release"]["batch"], given.get("max", capacity), capacity)
+        service.count = max(numbers["min"], wanted)
+    if "max" not in given:
+        numbers["max"] = max(numbers["min"], service.count)

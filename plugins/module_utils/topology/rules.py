@@ -469,4 +469,12 @@ def advice(topology: Topology) -> list[str]:
             found.append(
                 f"zone {zone} holds {len(members)} of {len(registry)} registry hosts: losing it loses the quorum"
             )
-    return sorted(found)
+    found.sort()
+    for service in topology.services.values():
+        low, batch = service.spec["instances"]["min"], service.spec["release"]["batch"]
+        if service.count - batch < low:
+            found.append(
+                f"service {service.name}: a release takes {batch} of {service.count} instances out at once, which goes"
+                f" below instances.min, {low}, and will be refused; raise instances.count"
+            )
+    return found

@@ -331,8 +331,8 @@ ONE_VALUE = {
     "batch": (
         "orders",
         "release",
-        {"batch": 4},
-        ["release.batch: more than there are instances (got 4; allowed: at most 3)"],
+        {"batch": 7},
+        ["release.batch: more than there are instances (got 7; allowed: at most 6)"],
     ),
     "plain secret of a service": (
         "orders",

@@ -121,10 +121,12 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
         "region": "north",
         "pool": "stable",
     }
-    assert [item["host"] for item in placed] == ["app1", "app2", "app3"]
+    assert sorted({item["host"] for item in placed}) == ["app1", "app2", "app3"]
+    assert len(placed) == 4, "the minimum, and one for a release to take out"
 
 
 def test_hosts_carry_their_own_entry_and_instances(files):
+    files.set("catalog", "instances/count", 3)
     files.set("orders", "instances/count", 4)
     description = files.read()
     app = [host for host in ("app1", "app2", "app3") if len(description.hosts[host]["causeway_instances"]) == 3]
@@ -239,6 +241,25 @@ def test_a_number_stays_when_services_come_and_go(files):
     before = files.read().variables["causeway_services"]["orders"]["index"]
     files.data["billing"] = {**files.data["orders"], "name": "billing", "mesh_port": 7120, "routes": [{"prefix": "/b"}]}
     assert files.read().variables["causeway_services"]["orders"]["index"] == before
+
+
+@pytest.mark.parametrize(
+    ("instances", "count", "maximum", "warned"),
+    [
+        ({"min": 3}, 4, 4, False),
+        ({}, 3, 3, False),
+        ({"min": 3, "max": 3}, 3, 3, True),
+        ({"min": 3, "per_host": 1}, 3, 3, True),  # three hosts hold no more
+        ({"min": 2, "max": 6, "count": 2}, 2, 6, True),
+        ({"min": 2, "count": 5}, 5, 5, False),
+    ],
+)
+def test_number_of_instances(files, instances, count, maximum, warned):
+    files.set("orders", "instances", instances)
+    description = files.read()
+    numbers = description.variables["causeway_services"]["orders"]["instances"]
+    assert (len(numbers["placed"]), numbers["max"]) == (count, maximum)
+    assert any("orders: a release takes 1 of" in warning for warning in description.warnings) == warned
 
 
 def test_majority_of_the_registry_in_one_zone_is_only_advised_against(files):

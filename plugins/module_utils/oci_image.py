@@ -92,14 +92,20 @@ def prunable(
     """(references to remove, history to keep) of the repositories of `wanted`.
 
     `history` lists references in the order they were loaded, newest last. Of each repository the newest `keep` stay,
-    and every wanted one.
+    and every wanted one. One image counts once: its digest is no second version beside its tag.
     """
     wanted = list(wanted)
+    kept_ids = {present[reference] for reference in wanted if reference in present}
+    tagged_ids = {identifier for reference, identifier in present.items() if "@" not in reference}
     repositories = {repository_of(reference) for reference in wanted}
-    order = [reference for reference in history if reference in present]
+    order = [
+        reference
+        for reference in history
+        if reference in present and ("@" not in reference or present[reference] not in tagged_ids)
+    ]
     gone: list[str] = []
     for repository in sorted(repositories):
         loaded = [reference for reference in order if repository_of(reference) == repository]
         old = loaded[:-keep] if keep > 0 else []
-        gone += [reference for reference in old if reference not in wanted]
+        gone += [reference for reference in old if reference not in wanted and present[reference] not in kept_ids]
     return gone, [reference for reference in order if reference not in gone]

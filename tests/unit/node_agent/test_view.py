@@ -1,0 +1,301 @@
+# Copyright The causeway.platform authors.  GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""etcd state to documents: safety rules, priorities, weights, revisions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from causeway_agent.config import Proxy
+from causeway_agent.view import Change, RegistryState, document, file_sd, load_assignment, parse_weights
+
+PROXY = Proxy(
+    "gateway",
+    "/run/envoy/gateway/admin.sock",
+    Path("/xds"),
+    {"orders_stable": ("orders", "stable"), "orders_candidate": ("orders", "candidate")},
+    {
+        "main": {
+            "name": "main",
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [
+                        {
+                            "match": {"prefix": "/orders"},
+                            "route": {
+                                "weighted_clusters": {
+                                    "clusters": [{"name": "orders_stable"}, {"name": "orders_candidate"}]
+                                }
+                            },
+                        }
+                    ],
+                }
+            ],
+        }
+    },
+)
+
+
+def entry(host: str, slot: int = 0, **more: Any) -> bytes:
+    value = {"service": "orders", "instance": f"{host}-{slot}", "host": host, "slot": slot, "port": 7100 + slot}
+    value |= {"address": f"10.0.0.{ord(host[-1]) - 48}", "zone": "north-a", "region": "north", "pool": "stable"}
+    value |= {"version": "1.0.0", "weight": 1, **more}
+    return json.dumps(value).encode()
+
+
+def put(host: str, revision: int, slot: int = 0, **more: Any) -> Change:
+    return Change(f"services/orders/{host}/{slot}", entry(host, slot, **more), revision)
+
+
+def gone(host: str, revision: int, slot: int = 0) -> Change:
+    return Change(f"services/orders/{host}/{slot}", None, revision)
+
+
+def agent(host: str, revision: int, alive: bool = True) -> Change:
+    return Change(f"agents/{host}", b"{}" if alive else None, revision)
+
+
+def started(*hosts: str) -> RegistryState:
+    state = RegistryState(grace=10.0)
+    state.snapshot([c for h in hosts for c in (agent(h, 5), put(h, 5))], 5, 0.0)
+    return state
+
+
+def endpoints(state: RegistryState, now: float = 100.0, cluster: str = "orders_stable") -> dict[str, str]:
+    content = state.proxy_view(PROXY, "north", now).documents[f"eds/{cluster}.json"].content
+    return {
+        e["endpoint"]["address"]["socket_address"]["address"]: e["health_status"]
+        for group in json.loads(content)["resources"][0]["endpoints"]
+        for e in group["lb_endpoints"]
+    }
+
+
+def test_deliberate_delete_acts_at_once_and_may_empty_the_pool() -> None:
+    state = started("app1", "app2")
+    state.apply([gone("app1", 6)], 100.0)
+    assert set(endpoints(state)) == {"10.0.0.2"}
+    state.apply([gone("app2", 7)], 100.0)
+    assert endpoints(state) == {}
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_lost_lease_leaves_only_while_another_endpoint_remains(order: int) -> None:
+    state = started("app1", "app2")
+    events = [agent("app1", 6, False), gone("app1", 6)]
+    state.apply(events[::-1] if order else events, 100.0)
+    assert set(endpoints(state)) == {"10.0.0.2"}
+    state.apply([gone("app2", 7), agent("app2", 7, False)], 101.0)
+    assert set(endpoints(state)) == {"10.0.0.1", "10.0.0.2"}, "the last known endpoints stay"
+    state.apply([put("app1", 8), agent("app1", 8)], 102.0)
+    assert set(endpoints(state)) == {"10.0.0.1"}
+
+
+def test_a_draining_endpoint_does_not_count_as_remaining() -> None:
+    state = started("app1", "app2")
+    state.apply([Change("drains/orders/app1/0", b"{}", 6)], 100.0)
+    state.apply([gone("app2", 7), agent("app2", 7, False)], 100.0)
+    assert endpoints(state) == {"10.0.0.1": "DRAINING", "10.0.0.2": "HEALTHY"}
+
+
+def test_delete_then_lost_lease_in_one_batch_stays_deliberate() -> None:
+    state = started("app1")
+    state.apply([gone("app1", 6), agent("app1", 7, False)], 100.0)
+    assert endpoints(state) == {}
+
+
+def test_agent_that_returns_without_an_instance_settles_it() -> None:
+    state = started("app1")
+    state.apply([gone("app1", 6), agent("app1", 6, False)], 100.0)
+    assert set(endpoints(state)) == {"10.0.0.1"}
+    state.apply([agent("app1", 7)], 100.0)
+    assert endpoints(state) == {}
+
+
+def test_removals_wait_for_grace_after_a_lost_connection() -> None:
+    state = started("app1", "app2")
+    state.disconnected()
+    state.snapshot([agent("app2", 5), put("app2", 5)], 9, 100.0)
+    assert set(endpoints(state, 100.1)) == {"10.0.0.1", "10.0.0.2"}
+    assert set(endpoints(state, 109.9)) == {"10.0.0.1", "10.0.0.2"}
+    assert set(endpoints(state, 110.1)) == {"10.0.0.2"}
+
+
+def test_explicit_delete_during_a_lost_connection_acts_at_once() -> None:
+    state = started("app1", "app2")
+    state.disconnected()
+    state.snapshot([agent("app1", 5), agent("app2", 5), put("app2", 5)], 9, 100.0)
+    assert set(endpoints(state, 100.0)) == {"10.0.0.2"}
+
+
+def test_everything_lost_keeps_everything() -> None:
+    state = started("app1", "app2")
+    state.disconnected()
+    state.snapshot([], 1, 100.0)
+    assert set(endpoints(state, 500.0)) == {"10.0.0.1", "10.0.0.2"}
+
+
+def test_lost_endpoints_are_forgotten_in_the_end() -> None:
+    state = started("app1", "app2")
+    state.apply([gone("app1", 6), agent("app1", 6, False)], 100.0)
+    state.forget(3600.0)
+    assert state.lost
+    state.forget(3701.0)
+    assert not state.lost
+
+
+def test_a_last_resort_is_never_forgotten() -> None:
+    state = started("app1")
+    state.apply([gone("app1", 6), agent("app1", 6, False)], 100.0)
+    state.forget(1e6)
+    assert set(endpoints(state, 1e6)) == {"10.0.0.1"}
+
+
+def test_state_survives_a_restart_with_grace() -> None:
+    before = started("app1", "app2")
+    before.apply([Change("traffic/orders", b'{"weights": {"stable": 10, "candidate": 90}}', 6)], 1.0)
+    state = RegistryState.load(json.loads(json.dumps(before.dump())), 10.0)
+    assert state.known and set(endpoints(state)) == {"10.0.0.1", "10.0.0.2"}
+    state.snapshot([agent("app1", 5), put("app1", 5)], 9, 100.0)
+    assert set(endpoints(state, 105.0)) == {"10.0.0.1", "10.0.0.2"}
+    assert set(endpoints(state, 111.0)) == {"10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "service"),
+    [
+        (put("app1", 9), "orders"),
+        (gone("app1", 9), "orders"),
+        (Change("drains/orders/app1/0", b"{}", 9), "orders"),
+        (Change("drains/orders/app1/0", None, 9), "orders"),
+        (Change("traffic/orders", b'{"weights": {"stable": 1}}', 9), "orders"),
+        (Change("traffic/orders", None, 9), "orders"),
+    ],
+)
+def test_every_event_moves_the_revision_of_its_service_only(change: Change, service: str) -> None:
+    state = started("app1")
+    state.apply([change], 1.0)
+    assert state.revision_of(service) == 9
+    assert state.revision_of("catalog") == 5
+
+
+def test_a_snapshot_covers_deletes_that_were_missed() -> None:
+    state = started("app1")
+    state.disconnected()
+    state.snapshot([agent("app1", 5), put("app1", 5)], 42, 1.0)
+    assert state.revision_of("orders") == 42
+
+
+def weights(state: RegistryState) -> list[int]:
+    content = state.proxy_view(PROXY, "north", 1.0).documents["rds/main.json"].content
+    route = json.loads(content)["resources"][0]["virtual_hosts"][0]["routes"][0]["route"]
+    return [cluster["weight"] for cluster in route["weighted_clusters"]["clusters"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, [100, 0]),
+        (b'{"weights": {"stable": 95, "candidate": 5}}', [95, 5]),
+        (b'{"weights": {"candidate": 100}}', [0, 100]),
+        (b'{"weights": {"stable": 0, "candidate": 0}}', [100, 0]),
+        (b'{"weights": {"stable": -1, "candidate": 2}}', [100, 0]),
+        (b'{"weights": {"other": 7}}', [100, 0]),
+        (b"not json", [100, 0]),
+    ],
+)
+def test_weights(value: bytes | None, expected: list[int]) -> None:
+    state = started("app1")
+    if value is not None:
+        state.apply([Change("traffic/orders", value, 6)], 1.0)
+    assert weights(state) == expected
+
+
+def test_a_bad_traffic_value_keeps_the_last_good_one_and_is_reported() -> None:
+    state = started("app1")
+    state.apply([Change("traffic/orders", b'{"weights": {"stable": 30, "candidate": 70}}', 6)], 1.0)
+    state.apply([Change("traffic/orders", b"{}", 7)], 1.0)
+    assert weights(state) == [30, 70]
+    assert state.rejected == ["traffic/orders"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"x",
+        b"[]",
+        b"{}",
+        entry("app1", address="not-an-ip"),
+        entry("app1", port=0),
+        entry("app1", port="x"),
+        entry("app1", service="other"),
+    ],
+)
+def test_unusable_entries_never_reach_envoy(value: bytes) -> None:
+    state = started("app2")
+    state.apply([Change("services/orders/app1/0", value, 6)], 1.0)
+    assert set(endpoints(state)) == {"10.0.0.2"}
+    assert state.rejected == ["services/orders/app1/0"]
+
+
+def test_assignment_priorities_localities_and_order() -> None:
+    entries = {
+        "orders/b/0": json.loads(entry("app2", region="south", zone="south-a")),
+        "orders/a/1": json.loads(entry("app1", 1, weight=3)),
+        "orders/a/0": json.loads(entry("app1", zone="north-b")),
+    }
+    got = load_assignment("orders_stable", entries, {"orders/a/1"}, "north")
+    again = load_assignment("orders_stable", dict(reversed(entries.items())), {"orders/a/1"}, "north")
+    assert got == again
+    shape = [
+        (g["priority"], g["locality"]["region"], g["locality"]["zone"], len(g["lb_endpoints"]))
+        for g in got["endpoints"]
+    ]
+    assert shape == [(0, "north", "north-a", 1), (0, "north", "north-b", 1), (1, "south", "south-a", 1)]
+    first = got["endpoints"][0]["lb_endpoints"][0]
+    assert first == {
+        "endpoint": {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 7101}}},
+        "health_status": "DRAINING",
+        "load_balancing_weight": 3,
+        "metadata": {"filter_metadata": {"envoy.lb": {"instance": "app1-1", "version": "1.0.0"}}},
+    }
+
+
+def test_empty_pool_is_a_valid_document_and_versions_follow_content() -> None:
+    state = RegistryState()
+    empty = state.proxy_view(PROXY, "north", 0.0).documents["eds/orders_stable.json"]
+    assert json.loads(empty.content)["resources"][0]["endpoints"] == []
+    assert json.loads(empty.content)["version_info"] == empty.version
+    assert document({"a": 1, "b": 2}, frozenset()).version == document({"b": 2, "a": 1}, frozenset()).version
+    assert document({"a": 1}, frozenset()).version != document({"a": 2}, frozenset()).version
+
+
+def test_drains_of_a_view() -> None:
+    state = started("app1")
+    state.apply([Change("drains/orders/app1/0", b"{}", 6), Change("drains/orders/app9/3", b"{}", 6)], 1.0)
+    assert state.proxy_view(PROXY, "north", 1.0).drains == {"orders": {"app1/0": "10.0.0.1:7100", "app9/3": ""}}
+
+
+def test_file_sd_groups_by_job() -> None:
+    documents = file_sd(
+        {
+            "b": [{"job": "node", "address": "10.0.0.2:9100", "labels": {"zone": "z"}}],
+            "a": [
+                {"job": "node", "address": "10.0.0.1:9100", "labels": {}},
+                {"job": "agent", "address": "x:1", "labels": {}},
+            ],
+        }
+    )
+    assert sorted(documents) == ["agent", "node"]
+    assert [g["targets"] for g in json.loads(documents["node"])] == [["10.0.0.1:9100"], ["10.0.0.2:9100"]]
+    assert json.loads(documents["node"])[1]["labels"] == {"host": "b", "zone": "z"}
+
+
+@pytest.mark.parametrize("value", [b"1", b'{"weights": []}', b'{"weights": {"a": "x"}}', b'{"weights": {}}'])
+def test_bad_weights(value: bytes) -> None:
+    assert parse_weights(value) is None

@@ -10,10 +10,12 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.causeway.platform.plugins.module_utils.etcd_member import plan_start, probe_from
 from ansible_collections.causeway.platform.plugins.module_utils.registry import (
     RegistryError,
     endpoints,
     password,
+    peers,
     placed_services,
 )
 
@@ -38,6 +40,19 @@ def registry_endpoints(hosts: Mapping[str, Any], component: str = "registry", po
     return endpoints(hosts, component, port)
 
 
+def registry_peers(hosts: Mapping[str, Any], port: int = 2380) -> dict[str, str]:
+    """Peer URLs of the hosts that carry a member."""
+    return peers(hosts, port)
+
+
+def registry_plan(hosts: Mapping[str, Any], probes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What each probed host has to do."""
+    try:
+        return plan_start(list(peers(hosts)), [probe_from(facts) for facts in probes])
+    except RegistryError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 class FilterModule:
     """The filters by name."""
 
@@ -47,4 +62,6 @@ class FilterModule:
             "registry_endpoints": registry_endpoints,
             "registry_hosts": registry_hosts,
             "registry_password": registry_password,
+            "registry_peers": registry_peers,
+            "registry_plan": registry_plan,
         }

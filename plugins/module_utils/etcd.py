@@ -22,6 +22,7 @@ import http.client
 import json
 import os
 import random
+import select
 import socket
 import ssl
 import threading
@@ -40,6 +41,7 @@ T = TypeVar("T")
 # A host that is switched off does not refuse a connection, it says nothing: do not spend the whole timeout on it.
 CONNECT_TIMEOUT = 2.0
 MAX_IDLE = 4
+VERDICT_TIMEOUT = 0.25
 
 # gRPC status codes, https://grpc.io/docs/guides/status-codes/
 _CANCELLED, _INVALID_ARGUMENT, _DEADLINE, _NOT_FOUND, _ALREADY_EXISTS = 1, 3, 4, 5, 6
@@ -825,8 +827,17 @@ class EtcdClient:
     # --- users and roles ----------------------------------------------------------------------------------------
 
     def auth_enabled(self) -> bool:
-        """True when the cluster demands a user (etcd 3.5 or newer tells without one)."""
-        return bool(self.call("/v3/auth/status", {}).get("enabled", False))
+        """True when the cluster demands a user."""
+        try:
+            return bool(self._failover(_Call("/v3/auth/status", {}), "")[1].get("enabled", False))
+        except NotFound:
+            pass
+        # etcd 3.4 has no such call, but it refuses another one in a telling way.
+        try:
+            self._failover(_Call("/v3/auth/user/list", {}), "")
+        except AuthFailed:
+            return True
+        return False
 
     def auth_enable(self) -> None:
         """Turn authentication on; user and role ``root`` must exist."""
@@ -1111,6 +1122,8 @@ class EtcdClient:
         try:
             new.connect()
             assert new.sock is not None
+            if isinstance(new.sock, ssl.SSLSocket):
+                _await_verdict(new.sock)
             new.sock.settimeout(seconds)
         except BaseException:
             new.close()
@@ -1151,6 +1164,21 @@ def _answer(status: int, raw: bytes) -> Body:
     if status != http.client.OK or not isinstance(payload, dict) or "error" in payload:
         raise _error(payload, status)
     return payload
+
+
+def _await_verdict(sock: ssl.SSLSocket) -> None:
+    """Raise the member's TLS alert, if it refuses our certificate.
+
+    In TLS 1.3 the client's handshake is over before the server has looked at the client's certificate. Its verdict is
+    the next thing it sends, an alert or a session ticket; writing a request first would often lose the alert.
+    """
+    if not select.select([sock], [], [], VERDICT_TIMEOUT)[0]:
+        return
+    sock.settimeout(0)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        if not sock.recv(1):
+            raise http.client.RemoteDisconnected("connection closed by the member")
+        raise http.client.BadStatusLine("the member spoke first")
 
 
 def _file_signature(path: str) -> tuple[int, int, int]:

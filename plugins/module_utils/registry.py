@@ -123,6 +123,15 @@ def endpoints(hosts: Mapping[str, Any], component: str = "registry", port: int =
     ]
 
 
+def peers(hosts: Mapping[str, Any], port: int = 2380) -> dict[str, str]:
+    """Peer URLs of the hosts that carry a member of the registry, by name."""
+    return {
+        name: f"https://{host['address']}:{port}"
+        for name, host in sorted(hosts.items())
+        if "registry" in (host.get("components") or ())
+    }
+
+
 def placed_services(hosts: Iterable[str], services: Mapping[str, Any]) -> dict[str, list[str]]:
     """Each of ``hosts`` with the sorted names of the services that have instances on it."""
     placed: dict[str, set[str]] = {host: set() for host in hosts}
@@ -193,7 +202,7 @@ class Acknowledgement:
     """What one proxy in front of a service says. ``active`` maps a draining instance to its requests in flight."""
 
     revision: int
-    at: str = ""
+    at: float = 0.0
     active: Mapping[str, int] | None = None
 
 
@@ -210,7 +219,7 @@ def acknowledgement(mirror: Mirror, proxy: str, service: str) -> Acknowledgement
     active = said.get("active")
     return Acknowledgement(
         revision=int(said.get("revision") or 0),
-        at=str(said.get("at") or ""),
+        at=float(said.get("at") or 0.0),
         active=None if active is None else {name: int(count) for name, count in active.items()},
     )
 
@@ -219,21 +228,22 @@ def waiting_for(mirror: Mirror, service: str, revision: int, idle: Sequence[str]
     """Proxies in front of ``service`` that are not there yet, each with the reason.
 
     A proxy is there when it acknowledged ``revision`` or a later one and reports no request in flight for the
-    instances in ``idle``. A proxy that has not reported requests in flight at all is not there.
+    instances in ``idle``. A proxy that has not reported on a registered one of them is not there.
     """
     missing: dict[str, str] = {}
+    # Of an instance that is not registered, no proxy needs to know anything.
+    registered = [name for name in idle if mirror.kv("services", service, name) is not None]
     for proxy in proxies_in_front(mirror, service):
         said = acknowledgement(mirror, proxy, service)
         if said.revision < revision:
             missing[proxy] = f"acknowledged revision {said.revision}, {revision} is needed"
             continue
-        if not idle:
-            continue
-        if said.active is None:
-            missing[proxy] = "has not reported its requests in flight"
-            continue
-        busy = {name: said.active[name] for name in idle if said.active.get(name)}
-        if busy:
+        active = said.active or {}
+        unknown = [name for name in registered if name not in active]
+        busy = {name: active[name] for name in idle if active.get(name)}
+        if unknown:
+            missing[proxy] = f"has not reported its requests in flight to {', '.join(unknown)}"
+        elif busy:
             missing[proxy] = ", ".join(f"{count} requests in flight to {name}" for name, count in sorted(busy.items()))
     return missing
 

@@ -108,7 +108,7 @@ services:
       traffic: {weights: {stable: 100, candidate: 0}, revision: 0}
       release: {current: 1.0.0, previous: "", state: live, history: [], revision: 4000}
       lock: {}
-      proxies: {edge1/gateway: {revision: 4700, at: "2026-11-22T16:00:00.000Z", active: {}}}
+      proxies: {edge1/gateway: {revision: 4700, at: 1795363200.0, active: {}}}
 proxies:
   description: All live proxies with the services that they send traffic to.
   returned: when O(gather) has V(content)

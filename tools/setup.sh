@@ -73,7 +73,7 @@ venv() {
   rm -f "$stamp"
   local options=()
   for file in "$@"; do options+=(--requirement "$file"); done
-  "$directory/bin/python" -m pip install --quiet --disable-pip-version-check --prefer-binary "${options[@]}"
+  "$directory/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --prefer-binary "${options[@]}"
   printf '%s\n' "$want $PWD" >"$stamp"
 }
 

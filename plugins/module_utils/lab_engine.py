@@ -309,10 +309,10 @@ class Engine:
     def up(self, lab: Lab, archive: Path, timeout: float) -> dict[str, str]:
         """Bring the whole lab up from whatever state it is in; returns systemd's state by host that was touched."""
         owner = running_labs().get(lab.name)
-        if owner and Path(owner) != self.state:
-            if Path(owner, "storage").is_dir():
-                raise LabError(f"a lab {lab.name} is up already, kept in {owner}; take it down first (lab_down)")
-            Engine(lab.name, Path(owner)).down(keep=False)  # its directory was deleted under it
+        if owner and not Path(owner, "storage").is_dir():
+            Engine(lab.name, Path(owner)).down(keep=True)  # its directory was deleted under it
+        elif owner and Path(owner) != self.state:
+            raise LabError(f"a lab {lab.name} is up already, kept in {owner}; take it down first (lab_down)")
         self.configure()
         self.raise_inotify()
         key = self.ensure_key()

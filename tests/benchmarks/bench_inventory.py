@@ -2,7 +2,7 @@
 """How long a description takes to become an inventory: 1,000 hosts and 100 services in under 3 s.
 
 Run from the repository's root: python tests/benchmarks/bench_inventory.py [--hosts N] [--services N] [--repeat N]
-The budget holds for the slowest in-process run: reading, checking, deriving and filling Ansible's inventory. The work$
+The budget holds for the slowest in-process run: reading, checking, deriving and filling Ansible's inventory. The work
 is computing in one thread, so it is measured in CPU seconds, which other processes disturb less; elapsed time is shown
 too.
 "ansible-inventory --graph" is shown for comparison; it also starts Ansible. Exit code 1 if over the budget.

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Twenty files by ansible.builtin.template (twenty tasks, and one looped task) against one config_tree task.
+
+Usage: bench_config_tree.py INVENTORY [--hosts PATTERN] [--files 20] [--repeat 1]
+
+All three put the same contents below /tmp/bench on the hosts. Printed are seconds of the whole ansible-playbook run,
+connections warm, for the first run (all files new) and again (nothing to do), and their ratio to config_tree's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+REMOTE = "/tmp/bench"
+TEMPLATE = """# {{ ansible_managed }}, file %d
+{%% for name in groups['all'] | sort %%}
+upstream {{ name }} {{ hostvars[name].ansible_host | default(name) }}:%d;
+{%% endfor %%}
+listen {{ inventory_hostname }};
+"""
+
+
+def write_templates(folder: Path, count: int) -> list[str]:
+    """Templates of a plausible size; their names without the ending."""
+    tree = folder / "templates" / "bench"
+    tree.mkdir(parents=True)
+    names = [f"etc/app{number % 4}/part{number}.conf" for number in range(count)]
+    for number, name in enumerate(names):
+        path = tree / f"{name}.j2"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(TEMPLATE % (number, 7000 + number), encoding="utf-8")
+    return names
+
+
+def plays(names: list[str]) -> dict[str, list[dict[str, object]]]:
+    """Tasks of each variant."""
+    folders = sorted({str(Path(name).parent) for name in names})
+
+    def template(name: str, variant: str) -> dict[str, str]:
+        return {"src": f"bench/{name}.j2", "dest": f"{REMOTE}/{variant}/{name}", "mode": "0644"}
+
+    def make_directories(variant: str) -> dict[str, object]:
+        return {
+            "name": "Make the directories",
+            "ansible.builtin.file": {
+                "path": f"{REMOTE}/{variant}/{{{{ item }}}}",
+                "state": "directory",
+                "mode": "0755",
+            },
+            "loop": folders,
+        }
+
+    return {
+        "template, a task per file": [
+            make_directories("tasks"),
+            *[{"name": f"Render {name}", "ansible.builtin.template": template(name, "tasks")} for name in names],
+        ],
+        "template, looped": [
+            make_directories("loop"),
+            {"name": "Render", "ansible.builtin.template": template("{{ item }}", "loop"), "loop": names},
+        ],
+        "config_tree": [
+            {
+                "name": "Install the tree",
+                "causeway.platform.config_tree": {"src": "bench", "dest": f"{REMOTE}/tree", "id": "bench"},
+            }
+        ],
+    }
+
+
+def play(folder: Path, inventory: str, hosts: str, name: str, tasks: list[dict[str, object]]) -> float:
+    """Run one play and return its seconds; ends the program with Ansible's words if it fails."""
+    book = folder / f"{name.replace(' ', '_').replace(',', '')}.yml"
+    content = [{"name": name, "hosts": hosts, "gather_facts": False, "become": True, "tasks": tasks}]
+    book.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    environment = {
+        **os.environ,
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".cache" / "collections"),
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+    }
+    program = shutil.which("ansible-playbook") or sys.exit("ansible-playbook is not on the PATH")
+    begin = time.monotonic()
+    done = subprocess.run(
+        [program, "-i", inventory, str(book)], env=environment, capture_output=True, text=True, check=False, cwd=folder
+    )
+    seconds = time.monotonic() - begin
+    if done.returncode != 0:
+        sys.exit(f"{name} failed:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inventory")
+    parser.add_argument("--hosts", default="all", help="host pattern (default: all)")
+    parser.add_argument("--files", type=int, default=20)
+    parser.add_argument("--repeat", type=int, default=1)
+    options = parser.parse_args()
+    inventory = str(Path(options.inventory).resolve())
+    clean = [
+        {"name": "Remove what the benchmark made", "ansible.builtin.file": {"path": path, "state": "absent"}}
+        for path in (REMOTE, "/var/lib/causeway/config_tree/bench.json")
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        variants = plays(write_templates(folder, options.files))
+        best: dict[str, list[float]] = {name: [float("inf"), float("inf")] for name in variants}
+        for _round in range(options.repeat):
+            play(folder, inventory, options.hosts, "clean", clean)  # also warms the connections
+            for name, tasks in variants.items():
+                for again in (0, 1):
+                    best[name][again] = min(best[name][again], play(folder, inventory, options.hosts, name, tasks))
+        play(folder, inventory, options.hosts, "clean", clean)
+    print(f"{options.files} files, hosts {options.hosts}, best of {options.repeat}; seconds and ratio to config_tree")
+    print(f"{'variant':28}{'first':>9}{'ratio':>8}{'again':>9}{'ratio':>8}")
+    for name, (first, again) in best.items():
+        ratios = [seconds / base for seconds, base in zip((first, again), best["config_tree"])]
+        print(f"{name:28}{first:9.1f}{ratios[0]:8.1f}{again:9.1f}{ratios[1]:8.1f}")
+
+
+if __name__ == "__main__":
+    main()

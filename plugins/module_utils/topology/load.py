@@ -15,18 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-import yaml
-from yaml.constructor import SafeConstructor
-
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import Problem, show
+
+try:  # always there where Ansible runs; module_utils must be importable without it
+    import yaml
+    from yaml.constructor import SafeConstructor
+
+    _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    _SCALARS: Any = SafeConstructor()
+except ImportError:
+    _Loader = _SCALARS = None
 
 MAX_FILE_SIZE = 2 * 1024 * 1024
 MAX_VALUES = 300_000
 MAX_DEPTH = 32
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
-_SCALARS = SafeConstructor()
 _VAULT_HEADER = "$ANSIBLE_VAULT;"
 
 

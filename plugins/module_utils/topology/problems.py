@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-Path = tuple  # of str (keys) and int (positions in a list)
-
 MAX_SHOWN = 60
 MAX_PROBLEMS = 100
 

@@ -119,7 +119,9 @@ def main() -> None:
             play(folder, inventory, options.hosts, "clean", clean)  # also warms the connections
             for name, tasks in variants.items():
                 for again in (0, 1):
-                    best[name][again] = min(best[name][again], play(folder, inventory, options.hosts, name, tasks))
+                    seconds = play(folder, inventory, options.hosts, name, tasks)
+                    print(f"  {name}, {'again' if again else 'first'}: {seconds:.1f} s", file=sys.stderr, flush=True)
+                    best[name][again] = min(best[name][again], seconds)
         play(folder, inventory, options.hosts, "clean", clean)
     print(f"{options.files} files, hosts {options.hosts}, best of {options.repeat}; seconds and ratio to config_tree")
     print(f"{'variant':28}{'first':>9}{'ratio':>8}{'again':>9}{'ratio':>8}")

@@ -129,6 +129,7 @@ def tracing(service_name: str, settings: Settings) -> Json:
     Envoy makes none without an exporter, so there always is one; until a collector is configured its cluster has no
     endpoint and nothing is sampled. What a caller has sampled stays marked so for the services.
     """
+    samplers = "extensions.tracers.opentelemetry.samplers.v3"
     return {
         "provider": named(
             "envoy.tracers.opentelemetry",
@@ -137,9 +138,20 @@ def tracing(service_name: str, settings: Settings) -> Json:
             http_service={
                 "http_uri": {"uri": f"http://{TELEMETRY}/v1/traces", "cluster": TELEMETRY, "timeout": "1s"},
             },
+            # By the trace id, not by Envoy's request id: that one belongs to the caller and stays as it is.
+            sampler=named(
+                "envoy.tracers.opentelemetry.samplers.parent_based",
+                f"{samplers}.ParentBasedSamplerConfig",
+                wrapped_sampler=named(
+                    "envoy.tracers.opentelemetry.samplers.trace_id_ratio_based",
+                    f"{samplers}.TraceIdRatioBasedSamplerConfig",
+                    sampling_percentage={
+                        "numerator": round(settings.trace_sampling * 10000),
+                        "denominator": "MILLION",
+                    },
+                ),
+            ),
         ),
-        "random_sampling": {"value": settings.trace_sampling},
-        "client_sampling": {"value": 0.0},
     }
 
 

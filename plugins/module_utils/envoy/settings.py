@@ -22,7 +22,6 @@ class Settings:
     domains: tuple[str, ...] = ("*",)
     # proxies of our own in front of the gateway whose x-forwarded-for entry is believed
     trusted_hops: int = 0
-    http3: bool = False
     # limits after Envoy's edge best practices
     max_connections: int = 20000
     max_heap: int = 1 << 30

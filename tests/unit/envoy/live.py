@@ -51,6 +51,7 @@ class Authority:
             self._builder(subject, subject, self.key.public_key())
             .add_extension(x509.BasicConstraints(True, None), True)
             .add_extension(usage, True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), False)
             .sign(self.key, hashes.SHA256())
         )
         self.revoked: list[int] = []
@@ -90,6 +91,9 @@ class Authority:
                 x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns[0])]), self.cert.subject, key.public_key()
             )
             .add_extension(x509.SubjectAlternativeName(names), False)
+            .add_extension(x509.BasicConstraints(False, None), True)
+            .add_extension(x509.KeyUsage(True, False, False, False, False, False, False, False, False), True)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), False)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False
             )

@@ -208,7 +208,7 @@ def test_answers_that_do_not_fit_are_refused(pki: dict[str, Any], host: dict[str
     ]
     result = run("x509_identity", **host, **bundle, state="installed", certificates=more, host="app1")
     assert "svc-orders: the certificate names" in result["msg"]
-    good = run("x509_certificate", **pki, requests=[request])["certificates"]
+    good = run("x509_certificate", **pki, requests=[{**request, **ORDERS}])["certificates"]
     other = {**pki, "store": pki["store"] + "-2"}
     run("x509_authority", **other, name="root", kind="root", common_name="foreign root", key_label="foreign")
     foreign = run("x509_crl", **other)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -31,3 +32,22 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(SOURCES / "causeway_agent", target / "causeway_agent", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ETCD_CLIENT, target / "causeway_agent" / "etcd.py")
     return target
+
+
+@pytest.fixture(scope="session")
+def etcd_binary() -> str:
+    """The etcd to test against."""
+    binary = os.environ.get("CAUSEWAY_ETCD") or shutil.which("etcd")
+    if not binary:
+        pytest.skip("needs the etcd binary (Debian package etcd-server)")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def envoy_binary() -> str:
+    """The Envoy to test against; `make test` installs it, elsewhere set CAUSEWAY_ENVOY."""
+    installed = sorted(Path("/opt/causeway").glob("envoy-*/bin/envoy"))
+    binary = os.environ.get("CAUSEWAY_ENVOY") or shutil.which("envoy") or (str(installed[-1]) if installed else "")
+    if not binary:
+        pytest.skip("no envoy: set CAUSEWAY_ENVOY, or install it below /opt/causeway or in PATH")
+    return binary

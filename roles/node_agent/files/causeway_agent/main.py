@@ -88,6 +88,7 @@ class Agent:
         prefix = f"{self.config.prefix}services/"
         resumed = self.publisher.resume()
         self._resumed = {key[len(prefix) :] for key in resumed if key.startswith(prefix)}
+        count = len(self._resumed)
         self.metrics.set("causeway_agent_info", 1, version=__version__)
         self.metrics.set("causeway_agent_up", 1)
         self.metrics.set("causeway_agent_start_time_seconds", round(time.time(), 3))
@@ -96,7 +97,7 @@ class Agent:
         self._thread("publisher", self.publisher.run)
         self._thread("mirror", self.mirror.run)
         self._start_server()
-        self.log.info("agent_started", version=__version__, host=self.config.host, resumed=len(self._resumed))
+        self.log.info("agent_started", version=__version__, host=self.config.host, resumed=count)
 
     def _start_server(self) -> None:
         if self.config.metrics is None or self.server is not None:

@@ -43,7 +43,7 @@ class Client(Protocol):
 class ClientSource:
     """Hands out one shared client; makes a new one after a login was refused and the password file has changed."""
 
-    def __init__(self, settings: EtcdSettings, timeout: float = 2.0) -> None:
+    def __init__(self, settings: EtcdSettings, timeout: float = 5.0) -> None:
         self._settings, self._timeout = settings, timeout
         self._lock = threading.Lock()
         self._client: Client | None = None

@@ -1003,8 +1003,6 @@ class EtcdClient:
             # Something that may be repeated shares the time fairly, something else gets all that is left.
             answer = self._try(endpoint, call, token, remaining / (left + 1) if call.repeat else remaining)
             if answer is not None:
-                if not call.only:
-                    self._preferred = self.endpoints.index(endpoint)
                 return endpoint, answer
             if call.maybe_done:
                 break
@@ -1035,6 +1033,8 @@ class EtcdClient:
             call.maybe_done = sent and not call.repeat and not call.tls
             return None
         self._release(endpoint, connection)
+        if endpoint in self.endpoints:
+            self._preferred = self.endpoints.index(endpoint)
         try:
             return _answer(status, raw)
         except Unavailable as error:

@@ -635,7 +635,8 @@ def find_lock(client: EtcdClient, keys: Keys, name: str) -> Lock | None:
     try:
         return _lock(name, kv, client.lease_ttl(kv.lease) if kv.lease else 0)
     except NotFound:
-        return None
+        # The lease has run out and its key is about to go.
+        return _lock(name, kv)
 
 
 def held(lock: Lock) -> RegistryError:

@@ -117,7 +117,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.causeway.platform.plugins.module_utils.etcd import EtcdError
+from ansible_collections.causeway.platform.plugins.module_utils.etcd import EtcdClient, EtcdError
 from ansible_collections.causeway.platform.plugins.module_utils.registry import (
     ARGUMENTS,
     Keys,
@@ -132,36 +132,50 @@ from ansible_collections.causeway.platform.plugins.module_utils.registry import 
 )
 
 
+POLL = 0.5
+
+
+def take(
+    client: EtcdClient, keys: Keys, params: dict[str, Any], owner: str, check_mode: bool
+) -> tuple[bool, Lock | None]:
+    """Take or renew the lock, waiting for another holder if asked to; tells whether it was free."""
+    name, deadline = params["name"], time.monotonic() + params["wait"]
+    while True:
+        lock = find_lock(client, keys, name)
+        if lock is not None and lock.owner == owner:
+            return False, lock if check_mode else renew(client, lock, name, owner)
+        try:
+            if lock is not None:
+                raise held(lock)
+            if check_mode:
+                return True, None
+            return True, acquire(client, keys, name, owner=owner, purpose=params["purpose"], ttl=params["ttl"])
+        except RegistryError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(POLL)
+
+
 def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Look, decide, act; returns the module's result."""
     keys, name, state = Keys(params["platform"]), params["name"], params["state"]
     owner = params["owner"] or (str(uuid.uuid4()) if state == "locked" else "")
-    deadline = time.monotonic() + params["wait"]
     with connect(params) as client:
-        lock: Lock | None = find_lock(client, keys, name)
-        while state == "locked" and lock is not None and lock.owner != owner and time.monotonic() < deadline:
-            time.sleep(0.5)
+        if state == "locked":
+            changed, lock = take(client, keys, params, owner, check_mode)
+        else:
             lock = find_lock(client, keys, name)
-        mine = lock is not None and lock.owner == owner
-        changed = False
-        if state == "locked" and not mine:
-            if lock is not None:
-                raise held(lock)
-            changed = True
-            if not check_mode:
-                lock = acquire(client, keys, name, owner=owner, purpose=params["purpose"], ttl=params["ttl"])
-        elif state in ("locked", "renewed"):
-            if check_mode and not mine:
-                raise RegistryError(f"lock {name} is not held by {owner}")
-            if not check_mode:
-                lock = renew(client, lock, name, owner)
-        elif lock is not None:
-            if not mine and not params["force"]:
-                raise held(lock)
-            changed = True
-            if not check_mode:
-                release_lock(client, keys, lock)
-                lock = None
+            mine = lock is not None and lock.owner == owner
+            changed = state == "unlocked" and lock is not None
+            if state == "renewed":
+                # A check has nothing to renew when the task that would have taken the lock only checked, too.
+                lock = lock if check_mode else renew(client, lock, name, owner)
+            elif lock is not None:
+                if not mine and not params["force"]:
+                    raise held(lock)
+                if not check_mode:
+                    release_lock(client, keys, lock)
+                    lock = None
     return {"changed": changed, "owner": owner, "lock": lock.as_dict() if lock else {}}
 
 

@@ -98,6 +98,9 @@ options:
     description: Seconds without an answer after which a download fails.
     type: int
     default: 300
+  _archive_path:
+    description: Internal use only. The source, once the action plugin has sent it.
+    type: path
 attributes:
   check_mode:
     description: Can run in check mode and predict changes without making them.

@@ -134,6 +134,12 @@ options:
         link to it.
     type: bool
     default: false
+  _archive:
+    description: Internal use only. The rendered tree, which the action plugin sends.
+    type: str
+  _archive_path:
+    description: Internal use only. The file with the rendered tree, where it is large.
+    type: path
 attributes:
   check_mode:
     description: Can run in check mode and predict changes without making them.

@@ -34,7 +34,7 @@ def endpoints(cluster: str, members: list[tuple[str, int, str]]) -> dict[str, An
         {
             "endpoint": {"address": common.socket(address, port)},
             "health_status": status,
-            "metadata": {"filter_metadata": {"causeway": {"instance": "app1-0", "version": "1.0.0"}}},
+            "metadata": {"filter_metadata": {"envoy.lb": {"instance": "app1-0", "version": "1.0.0"}}},
         }
         for address, port, status in members
     ]

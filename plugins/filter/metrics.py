@@ -1,0 +1,47 @@
+# Copyright (c) 2026, the causeway.platform authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters of roles metrics and node_exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.causeway.platform.plugins.module_utils import prometheus
+
+
+def _settings(given: Mapping[str, Any]) -> prometheus.Settings:
+    return prometheus.Settings(**{name: value for name, value in given.items() if value != ""})
+
+
+def metrics_configuration(services: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return prometheus.configuration(sorted(services), _settings(settings))
+    except prometheus.PrometheusError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def metrics_rules(settings: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return prometheus.rules(_settings(settings))
+    except prometheus.PrometheusError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def metrics_web(tls: str, allowed: Sequence[str]) -> dict[str, Any]:
+    try:
+        return prometheus.web_configuration(tls, allowed)
+    except prometheus.PrometheusError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "metrics_configuration": metrics_configuration,
+            "metrics_rules": metrics_rules,
+            "metrics_web": metrics_web,
+        }

@@ -22,9 +22,7 @@ def ansible(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.minimal",
-        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
-        "ANSIBLE_CALLBACKS_ENABLED": "",
+        "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         "ANSIBLE_NOCOLOR": "1",
     }
     command = [str(BIN / "ansible"), "-i", INVENTORY, "localhost", *arguments]
@@ -33,13 +31,22 @@ def ansible(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
+def plain(value: Any) -> Any:
+    """A value of ansible-inventory without the marks that it puts on untrusted text."""
+    if isinstance(value, dict):
+        return (
+            plain(value["__ansible_unsafe"]) if "__ansible_unsafe" in value else {k: plain(v) for k, v in value.items()}
+        )
+    return [plain(entry) for entry in value] if isinstance(value, list) else value
+
+
 @pytest.fixture(scope="session")
 def inventory() -> dict[str, Any]:
     """All variables of one host of the inventory, with the description's `causeway_*`."""
     command = [str(BIN / "ansible-inventory"), "-i", INVENTORY, "--list"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     listed = json.loads(done.stdout)
-    return next(iter(listed["_meta"]["hostvars"].values()))
+    return plain(next(iter(listed["_meta"]["hostvars"].values())))
 
 
 @pytest.fixture(scope="session")

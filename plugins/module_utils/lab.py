@@ -376,6 +376,8 @@ def checked_fault(lab: Lab, kind: str, a: str, b: str, amount: float) -> Fault:
         values = {"milliseconds": float(amount)} if kind == "delay" else {"kbit": int(amount)}
         if b == OUTSIDE:
             raise LabError(f"{kind} works between hosts only, not towards {OUTSIDE}")
+    if b not in (OTHERS, OUTSIDE):
+        a, b = sorted((a, b))  # both ways: the order of the sides means nothing
     fault = Fault(kind, a, b, **values)
     sides(lab, fault)
     return fault

@@ -199,10 +199,10 @@ def _value(kv: KeyValue) -> Any:
 
 @dataclass(frozen=True)
 class Acknowledgement:
-    """What one proxy in front of a service says. ``active`` maps a draining instance to its requests in flight."""
+    """What one proxy in front of a service says. ``at`` is RFC 3339; ``active`` maps a draining instance to its requests in flight."""
 
     revision: int
-    at: float = 0.0
+    at: str = ""
     active: Mapping[str, int] | None = None
 
 
@@ -219,7 +219,7 @@ def acknowledgement(mirror: Mirror, proxy: str, service: str) -> Acknowledgement
     active = said.get("active")
     return Acknowledgement(
         revision=int(said.get("revision") or 0),
-        at=float(said.get("at") or 0.0),
+        at=str(said.get("at") or ""),
         active=None if active is None else {name: int(count) for name, count in active.items()},
     )
 

@@ -149,7 +149,7 @@ def test_initial_cluster_of_a_joining_member() -> None:
 
 
 def acks(revision: int, **active: int) -> Any:
-    entry: dict[str, Any] = {"revision": revision, "at": 1.5}
+    entry: dict[str, Any] = {"revision": revision, "at": "2026-11-22T16:49:14.292Z"}
     if active:
         entry["active"] = {name.replace("_", "/"): count for name, count in active.items()}
     return {"services": {"orders": entry}}

@@ -4,7 +4,8 @@
 Usage: bench_config_tree.py INVENTORY [--hosts PATTERN] [--files 20] [--repeat 1]
 
 All three put the same contents below /tmp/bench on the hosts. Printed are seconds of the whole ansible-playbook run,
-connections warm, for the first run (all files new) and again (nothing to do), and their ratio to config_tree's.
+connections warm, for the first run (all files new) and again (nothing to do), the controller's CPU seconds in brackets
+(they depend less on what else the machine does), and the ratio of the former to config_tree's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -28,6 +30,13 @@ upstream {{ name }} {{ hostvars[name].ansible_host | default(name) }}:%d;
 {%% endfor %%}
 listen {{ inventory_hostname }};
 """
+
+
+class Cost(NamedTuple):
+    """Seconds of one run, and of the controller's processors."""
+
+    seconds: float
+    cpu: float
 
 
 def write_templates(folder: Path, count: int) -> list[str]:
@@ -78,8 +87,8 @@ def plays(names: list[str]) -> dict[str, list[dict[str, object]]]:
     }
 
 
-def play(folder: Path, inventory: str, hosts: str, name: str, tasks: list[dict[str, object]]) -> float:
-    """Run one play and return its seconds; ends the program with Ansible's words if it fails."""
+def play(folder: Path, inventory: str, hosts: str, name: str, tasks: list[dict[str, object]]) -> Cost:
+    """Run one play and return its cost; ends the program with Ansible's words if it fails."""
     book = folder / f"{name.replace(' ', '_').replace(',', '')}.yml"
     content = [{"name": name, "hosts": hosts, "gather_facts": False, "become": True, "tasks": tasks}]
     book.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -89,14 +98,15 @@ def play(folder: Path, inventory: str, hosts: str, name: str, tasks: list[dict[s
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
     }
     program = shutil.which("ansible-playbook") or sys.exit("ansible-playbook is not on the PATH")
-    begin = time.monotonic()
+    begin, before = time.monotonic(), os.times()
     done = subprocess.run(
         [program, "-i", inventory, str(book)], env=environment, capture_output=True, text=True, check=False, cwd=folder
     )
-    seconds = time.monotonic() - begin
+    seconds, after = time.monotonic() - begin, os.times()
     if done.returncode != 0:
         sys.exit(f"{name} failed:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
-    return seconds
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Cost(seconds, cpu)
 
 
 def main() -> None:
@@ -114,20 +124,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         variants = plays(write_templates(folder, options.files))
-        best: dict[str, list[float]] = {name: [float("inf"), float("inf")] for name in variants}
+        best = {name: [Cost(float("inf"), float("inf"))] * 2 for name in variants}
         for _round in range(options.repeat):
             play(folder, inventory, options.hosts, "clean", clean)  # also warms the connections
             for name, tasks in variants.items():
                 for again in (0, 1):
-                    seconds = play(folder, inventory, options.hosts, name, tasks)
-                    print(f"  {name}, {'again' if again else 'first'}: {seconds:.1f} s", file=sys.stderr, flush=True)
-                    best[name][again] = min(best[name][again], seconds)
+                    cost = play(folder, inventory, options.hosts, name, tasks)
+                    print(
+                        f"  {name}, {'again' if again else 'first'}: {cost.seconds:.1f} s", file=sys.stderr, flush=True
+                    )
+                    best[name][again] = min(best[name][again], cost)
         play(folder, inventory, options.hosts, "clean", clean)
-    print(f"{options.files} files, hosts {options.hosts}, best of {options.repeat}; seconds and ratio to config_tree")
-    print(f"{'variant':28}{'first':>9}{'ratio':>8}{'again':>9}{'ratio':>8}")
-    for name, (first, again) in best.items():
-        ratios = [seconds / base for seconds, base in zip((first, again), best["config_tree"])]
-        print(f"{name:28}{first:9.1f}{ratios[0]:8.1f}{again:9.1f}{ratios[1]:8.1f}")
+    print(f"{options.files} files, hosts {options.hosts}, best of {options.repeat}")
+    print(f"{'variant':28}{'first, s [CPU]':>18}{'ratio':>7}{'again, s [CPU]':>18}{'ratio':>7}")
+    for name, costs in best.items():
+        cells = [
+            f"{f'{cost.seconds:.1f} [{cost.cpu:.1f}]':>18}{cost.seconds / base.seconds:7.1f}"
+            for cost, base in zip(costs, best["config_tree"])
+        ]
+        print(f"{name:28}{''.join(cells)}")
 
 
 if __name__ == "__main__":

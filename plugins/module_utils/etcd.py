@@ -42,13 +42,23 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = 2.0
 MAX_IDLE = 4
 VERDICT_TIMEOUT = 0.25
+ROUND_PAUSE = 0.2
 
 # gRPC status codes, https://grpc.io/docs/guides/status-codes/
 _CANCELLED, _INVALID_ARGUMENT, _DEADLINE, _NOT_FOUND, _ALREADY_EXISTS = 1, 3, 4, 5, 6
 _DENIED, _EXHAUSTED, _PRECONDITION, _OUT_OF_RANGE, _UNAVAILABLE, _UNAUTHENTICATED = 7, 8, 9, 11, 14, 16
 
 # Words with which a member says that the request was certainly not carried out, so that another member may be asked.
-_NOT_DONE = ("no leader", "not leader", "leader changed", "too many requests", "server stopped", "not ready", "learner")
+_NOT_DONE = (
+    "no leader",
+    "not leader",
+    "leader changed",
+    "too many requests",
+    "server stopped",
+    "not ready",
+    "learner",
+    "proposal dropped",
+)
 _STALE_TOKEN = ("invalid auth token", "revision of auth store is old", "auth: revision in header is old")
 _BAD_LOGIN = ("authentication failed", "user name is empty", "user name not found", "authentication is not enabled")
 
@@ -993,19 +1003,27 @@ class EtcdClient:
 
     def _failover(self, call: _Call, token: str) -> tuple[str, Body]:
         deadline = time.monotonic() + (self.timeout if call.timeout is None else call.timeout)
-        order = self._order(call.only)
-        for left, endpoint in zip(reversed(range(len(order))), order):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                call.failures.setdefault(endpoint, "not tried, time ran out")
-                continue
-            # Something that may be repeated shares the time fairly, something else gets all that is left.
-            answer = self._try(endpoint, call, token, remaining / (left + 1) if call.repeat else remaining)
-            if answer is not None:
-                return endpoint, answer
-            if call.maybe_done:
-                break
-        raise call.error()
+        answered = False
+        while True:
+            call.answered = False
+            order = self._order(call.only)
+            for left, endpoint in zip(reversed(range(len(order))), order):
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    call.failures.setdefault(endpoint, "not tried, time ran out")
+                    continue
+                # Something that may be repeated shares the time fairly, something else gets all that is left.
+                answer = self._try(endpoint, call, token, remaining / (left + 1) if call.repeat else remaining)
+                if answer is not None:
+                    return endpoint, answer
+                if call.maybe_done:
+                    raise call.error()
+            # Members that answer but have no leader just now are electing one.
+            again = call.answered and time.monotonic() + ROUND_PAUSE < deadline
+            call.answered = answered = answered or call.answered
+            if not again:
+                raise call.error()
+            time.sleep(ROUND_PAUSE)
 
     def _try(self, endpoint: str, call: _Call, token: str, seconds: float) -> Body | None:
         """One request to one endpoint; ``None`` means: failed in a way that another endpoint may mend."""

@@ -28,16 +28,18 @@ options:
       - V(current) restarts etcd if it does not run with the settings, unit or roots on disk, but only while all
         other members are healthy; a leader hands over first. Use C(throttle=1).
       - V(absent) removes the member from the cluster, from any host. Whether its host lives does not matter.
+      - V(retired) stops O(unit) and O(timers) on this host, as far as they exist, and sets its data aside. It refuses
+        while the member is still in the cluster.
     type: str
-    choices: [probed, started, healthy, joined, current, absent]
+    choices: [probed, started, healthy, joined, current, absent, retired]
     default: probed
   peer_url:
     description:
-      - Peer URL of the member. Required unless O(state=absent).
+      - Peer URL of the member. Required unless O(state=absent) or O(state=retired).
     type: str
   client_url:
     description:
-      - Client URL of the member. Required unless O(state=absent).
+      - Client URL of the member. Required unless O(state=absent) or O(state=retired).
     type: str
   initial_cluster:
     description:
@@ -68,6 +70,12 @@ options:
       - systemd unit of etcd.
     type: str
     default: etcd.service
+  timers:
+    description:
+      - systemd timers that belong to the member, for O(state=retired).
+    type: list
+    elements: str
+    default: [causeway-registry-snapshot.timer, causeway-registry-defragment.timer]
   timeout:
     description:
       - Seconds to wait for the cluster or the member.
@@ -168,12 +176,16 @@ class Host:
         self.ca, self.running_ca = Path(params["ca_file"]), Path(params["running_ca_file"])
         self._run = run
 
-    def systemctl(self, *arguments: str) -> str:
+    def systemctl(self, *arguments: str, unit: str = "") -> str:
         """Run systemctl; returns what it prints."""
-        code, out, err = self._run(["systemctl", *arguments, self.unit])
+        code, out, err = self._run(["systemctl", *arguments, unit or self.unit])
         if code:
-            raise RegistryError(f"systemctl {' '.join(arguments)} {self.unit}: {(err or out).strip()}")
+            raise RegistryError(f"systemctl {' '.join(arguments)} {unit or self.unit}: {(err or out).strip()}")
         return out
+
+    def exists(self, unit: str) -> bool:
+        """Whether systemd knows a unit."""
+        return self.systemctl("show", "--property=LoadState", "--value", unit=unit).strip() == "loaded"
 
     def show(self) -> dict[str, str]:
         """Properties of the unit."""
@@ -426,6 +438,19 @@ class Act:
             self.client.member_remove(member.id)
         return {"changed": True, "reasons": [f"member {member.id:x} of {', '.join(member.peer_urls)}"]}
 
+    def retired(self) -> dict[str, Any]:
+        """Stop what is left of a removed member on this host."""
+        if any(one.name == self.name for one in self.client.member_list()):
+            raise RegistryError(f"{self.name} is still a member of the registry; remove it with state=absent first")
+        present = [unit for unit in (*self.params["timers"], self.host.unit) if self.host.exists(unit)]
+        changed = bool(present) and (self.host.has_data or self.host.join_file.exists())
+        if changed and not self.check_mode:
+            for unit in present:
+                self.host.systemctl("disable", "--now", "--quiet", unit=unit)
+            self.host.set_aside()
+            self.host.join_file.unlink(missing_ok=True)
+        return {"changed": changed}
+
 
 def main() -> None:
     """Run the module."""
@@ -435,7 +460,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "state": {
                 "type": "str",
-                "choices": ["probed", "started", "healthy", "joined", "current", "absent"],
+                "choices": ["probed", "started", "healthy", "joined", "current", "absent", "retired"],
                 "default": "probed",
             },
             "peer_url": {"type": "str"},
@@ -446,6 +471,11 @@ def main() -> None:
             "join_file": {"type": "path", "default": "/etc/default/etcd-join"},
             "running_ca_file": {"type": "path", "default": "/run/etcd/ca.pem"},
             "unit": {"type": "str", "default": "etcd.service"},
+            "timers": {
+                "type": "list",
+                "elements": "str",
+                "default": ["causeway-registry-snapshot.timer", "causeway-registry-defragment.timer"],
+            },
             "timeout": {"type": "float", "default": 60.0},
         },
         required_if=[

@@ -58,6 +58,7 @@ _NOT_DONE = (
     "not ready",
     "learner",
     "proposal dropped",
+    "unhealthy cluster",
 )
 _STALE_TOKEN = ("invalid auth token", "revision of auth store is old", "auth: revision in header is old")
 _BAD_LOGIN = ("authentication failed", "user name is empty", "user name not found", "authentication is not enabled")
@@ -770,7 +771,11 @@ class EtcdClient:
 
     def member_promote(self, member: int) -> None:
         """Make a learner that has caught up a voting member."""
-        self.call("/v3/cluster/member/promote", {"ID": str(member)}, repeat=False)
+        # Only the leader can do it. Another member would pass the request on without its user, and be refused for ever.
+        leader = self.status().leader
+        urls = [url for one in self.member_list() if one.id == leader for url in one.client_urls[:1]]
+        call = _Call("/v3/cluster/member/promote", {"ID": str(member)}, repeat=False, only=urls[0] if urls else "")
+        self._with_token(lambda token: self._failover(call, token))
 
     def move_leader(self, target: int, endpoint: str) -> None:
         """Hand the leadership to member ``target``; ``endpoint`` must be the leader's."""

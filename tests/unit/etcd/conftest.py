@@ -111,6 +111,7 @@ class Server:
     client_port: int = field(default_factory=free_port)
     peer_port: int = field(default_factory=free_port)
     initial: str = ""
+    state: str = "new"
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -133,6 +134,7 @@ class Server:
             f"--listen-peer-urls={self.peer_url}",
             f"--initial-advertise-peer-urls={self.peer_url}",
             f"--initial-cluster={self.initial or f'{self.name}={self.peer_url}'}",
+            f"--initial-cluster-state={self.state}",
             "--peer-client-cert-auth",
             "--unsafe-no-fsync",
             "--heartbeat-interval=50",

@@ -408,6 +408,44 @@ def test_no_quorum_is_told(tmp_path: Path, tls: Path) -> None:
         two.stop()
 
 
+def test_learner_is_promoted_whoever_is_asked(tmp_path: Path, tls: Path) -> None:
+    one, two, three = (Server(tmp_path, tls, name) for name in ("one", "two", "three"))
+    founders = f"one={one.peer_url},two={two.peer_url}"
+    one.initial = two.initial = founders
+    try:
+        for server in (one, two):
+            server.start()
+        for server in (one, two):
+            server.wait()
+        for server in (one, two):
+            with server.client("root", "pw", timeout=10) as client:
+                if server is one:
+                    client.user_add("root", "pw")
+                    client.role_add("root")
+                    client.user_grant("root", "root")
+                    client.auth_enable()
+                if not client.status(server.url).is_leader:
+                    follower = server
+        with follower.client("root", "pw", timeout=10) as client:
+            member = client.member_add([three.peer_url], learner=True)
+            assert member.learner
+            three.initial = f"{founders},three={three.peer_url}"
+            three.state = "existing"
+            three.start()
+            deadline = time.monotonic() + 30
+            while next(known for known in client.member_list() if known.id == member.id).learner:
+                assert time.monotonic() < deadline
+                try:
+                    client.member_promote(member.id)
+                except etcd.EtcdError as error:
+                    assert "in sync" in str(error), error
+                    time.sleep(0.1)
+            assert len(client.member_list()) == 3
+    finally:
+        for server in (one, two, three):
+            server.stop()
+
+
 @pytest.mark.parametrize("url", ["10.0.0.1:2379", "ftp://10.0.0.1", "https://", ""])
 def test_bad_endpoints_are_refused(url: str) -> None:
     with pytest.raises(etcd.EtcdError, match="is not a URL"):

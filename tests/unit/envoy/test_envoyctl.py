@@ -72,8 +72,8 @@ def root() -> Iterator[Path]:
             (path / directory).mkdir(parents=True)
         description = {"output": "/var/xds", "clusters": {"a_stable": {}}, "routes": {"gateway": {}}}
         (path / "etc/causeway/agent/proxies.d/gateway.json").write_text(json.dumps(description))
-        for kind, name in (("identity", "key.pem"), ("trust", "ca.pem")):
-            text = json.dumps({"filename": f"/tls/{name}"})
+        for kind, file in (("identity", "key.pem"), ("trust", "ca.pem")):
+            text = json.dumps({"filename": f"/tls/{file}"})
             (path / f"etc/envoy/gateway/sds-{kind}.yaml").write_text(text)
         for kind in ("lds", "cds"):
             (path / f"etc/envoy/gateway/{kind}.yaml").write_text(json.dumps({"version_info": f"new-{kind}"}))

@@ -15,7 +15,9 @@ from ansible_collections.causeway.platform.plugins.module_utils.preflight import
 def preflight_problems(
     facts: Mapping[str, Any], releases: Sequence[str], memory_min: int, disk_min: int, clock_skew_max: int
 ) -> list[str]:
-    return host_problems(facts, releases, memory_min, disk_min, clock_skew_max, time.time())
+    return host_problems(
+        facts, releases, memory_min=memory_min, disk_min=disk_min, clock_skew_max=clock_skew_max, now=time.time()
+    )
 
 
 class FilterModule:

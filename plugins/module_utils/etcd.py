@@ -43,6 +43,7 @@ CONNECT_TIMEOUT = 2.0
 MAX_IDLE = 4
 VERDICT_TIMEOUT = 0.25
 ROUND_PAUSE = 0.2
+FIRST_ATTEMPT = 1.0
 
 # gRPC status codes, https://grpc.io/docs/guides/status-codes/
 _CANCELLED, _INVALID_ARGUMENT, _DEADLINE, _NOT_FOUND, _ALREADY_EXISTS = 1, 3, 4, 5, 6
@@ -406,6 +407,7 @@ class _Call:
     failures: dict[str, str] = field(default_factory=dict)
     tls: bool = False
     answered: bool = False
+    silent: bool = False
     maybe_done: bool = False
 
     def failed(self, endpoint: str, error: BaseException, seconds: float) -> None:
@@ -416,6 +418,7 @@ class _Call:
             self.tls = True
         else:
             self.failures[endpoint] = _io_reason(error, seconds)
+            self.silent = self.silent or isinstance(error, (socket.timeout, TimeoutError))
 
     def error(self) -> EtcdError:
         """The exception once no endpoint is left."""
@@ -1008,26 +1011,30 @@ class EtcdClient:
 
     def _failover(self, call: _Call, token: str) -> tuple[str, Body]:
         deadline = time.monotonic() + (self.timeout if call.timeout is None else call.timeout)
+        order = self._order(call.only)
+        # A follower whose leader just died holds a request until its time is up, so the first attempts are short.
+        limit = FIRST_ATTEMPT if call.repeat and len(order) > 1 else float("inf")
         answered = False
         while True:
-            call.answered = False
-            order = self._order(call.only)
+            call.answered = call.silent = False
             for left, endpoint in zip(reversed(range(len(order))), order):
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     call.failures.setdefault(endpoint, "not tried, time ran out")
                     continue
                 # Something that may be repeated shares the time fairly, something else gets all that is left.
-                answer = self._try(endpoint, call, token, remaining / (left + 1) if call.repeat else remaining)
+                seconds = min(remaining / (left + 1), limit) if call.repeat else remaining
+                answer = self._try(endpoint, call, token, seconds)
                 if answer is not None:
                     return endpoint, answer
                 if call.maybe_done:
                     raise call.error()
-            # Members that answer but have no leader just now are electing one.
-            again = call.answered and time.monotonic() + ROUND_PAUSE < deadline
+            # Members that are slow or have no leader just now may be electing one.
+            again = (call.answered or call.silent) and time.monotonic() + ROUND_PAUSE < deadline
             call.answered = answered = answered or call.answered
             if not again:
                 raise call.error()
+            limit *= 2
             time.sleep(ROUND_PAUSE)
 
     def _try(self, endpoint: str, call: _Call, token: str, seconds: float) -> Body | None:

@@ -97,7 +97,8 @@ def _open(target: Target, context: ssl.SSLContext | None) -> http.client.HTTPCon
 def _identity_problem(connection: http.client.HTTPConnection, identity: str) -> str:
     if not identity or not isinstance(connection.sock, ssl.SSLSocket):
         return ""
-    names = [value for kind, value in (connection.sock.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
+    certificate: dict[str, Any] = dict(connection.sock.getpeercert() or {})
+    names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
     return "" if identity in names else f"the peer is {names or 'without identity'}, not {identity}"
 
 

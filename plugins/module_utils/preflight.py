@@ -12,6 +12,7 @@ from typing import Any
 def host_problems(
     facts: Mapping[str, Any],
     releases: Sequence[str],
+    *,
     memory_min: int,
     disk_min: int,
     clock_skew_max: int,
@@ -37,7 +38,8 @@ def host_problems(
     clock = (facts.get("date_time") or {}).get("epoch_int")
     if clock is not None and abs(float(clock) - now) > clock_skew_max:
         problems.append(
-            f"the clock is {float(clock) - now:+.0f} s off the controller's; allowed: {clock_skew_max} s (set up time synchronisation)"
+            f"the clock is {float(clock) - now:+.0f} s off the controller's; allowed: {clock_skew_max} s "
+            "(set up time synchronisation)"
         )
     return problems
 

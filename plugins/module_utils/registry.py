@@ -199,7 +199,10 @@ def _value(kv: KeyValue) -> Any:
 
 @dataclass(frozen=True)
 class Acknowledgement:
-    """What one proxy in front of a service says. ``at`` is RFC 3339; ``active`` maps a draining instance to its requests in flight."""
+    """What one proxy in front of a service says.
+
+    ``at`` is RFC 3339; ``active`` maps a draining instance to its requests in flight.
+    """
 
     revision: int
     at: str = ""

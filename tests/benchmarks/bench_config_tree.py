@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Twenty files by ansible.builtin.template (twenty tasks, and one looped task) against one config_tree task.
 
 Usage: bench_config_tree.py INVENTORY [--hosts PATTERN] [--files 20] [--repeat 1]

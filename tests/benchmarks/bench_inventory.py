@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """How long a description takes to become an inventory: 1,000 hosts and 100 services in under 3 s.
 
 Run from the repository's root: python tests/benchmarks/bench_inventory.py [--hosts N] [--services N] [--repeat N]

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Open-loop HTTP load with an account of every request.
 
 Requests start on a fixed schedule (request n at n / rate), whatever earlier ones do, and latency counts from the

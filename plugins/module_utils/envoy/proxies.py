@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from . import bootstrap as boot
 from .clusters import POOLS, admin, application, pool_name, service_pool, telemetry
@@ -67,6 +67,7 @@ def _documents(
         "check": boot.check_document(
             proxy, host, listeners=listeners, clusters=clusters, routes=routes, settings=settings
         ),
+        "targets": _targets(proxy, listeners),
         "proxy": {
             "proxy": proxy,
             "admin": f"{RUN_ROOT}/{proxy}/admin.sock",
@@ -207,6 +208,13 @@ def files(proxies: Mapping[str, Json]) -> dict[str, Json]:
 def agent_files(proxies: Mapping[str, Json]) -> dict[str, Json]:
     """What the node agent reads, as the files of one config_tree (paths relative to /)."""
     return {
-        f"etc/causeway/agent/proxies.d/{proxy}.json": {"content": documents["proxy"]}
+        f"etc/causeway/agent/{folder}.d/{proxy}.json": {"content": documents[name]}
         for proxy, documents in sorted(proxies.items())
+        for folder, name in (("proxies", "proxy"), ("targets", "targets"))
     }
+
+
+def _targets(proxy: str, listeners: Sequence[Json]) -> list[Json]:
+    """Scrape targets of a proxy (docs/design.md section 5): where its metrics listener is."""
+    (address,) = (one["address"]["socket_address"] for one in listeners if one["name"] == "metrics")
+    return [{"job": "envoy", "address": f"{address['address']}:{address['port_value']}", "labels": {"proxy": proxy}}]

@@ -19,7 +19,7 @@ FIT: dict[str, Any] = {
 
 
 def problems(**changes: Any) -> list[str]:
-    return host_problems({**FIT, **changes}, ["13"], 512, 1024, 60, now=1000.0)
+    return host_problems({**FIT, **changes}, ["13"], memory_min=512, disk_min=1024, clock_skew_max=60, now=1000.0)
 
 
 def test_a_fit_host_has_no_problem() -> None:
@@ -33,7 +33,10 @@ def test_a_fit_host_has_no_problem() -> None:
         ({"distribution_major_version": "12"}, "the system is Debian 12"),
         ({"service_mgr": "sysvinit"}, "PID 1 is sysvinit"),
         ({"memtotal_mb": 256}, "memory is 256 MiB"),
-        ({"mounts": [{"mount": "/", "size_available": 1 << 40}, {"mount": "/var", "size_available": 1 << 20}]}, "1 MiB"),
+        (
+            {"mounts": [{"mount": "/", "size_available": 1 << 40}, {"mount": "/var", "size_available": 1 << 20}]},
+            "1 MiB are free",
+        ),
         ({"date_time": {"epoch_int": 2000}}, "+1000 s off"),
     ],
 )

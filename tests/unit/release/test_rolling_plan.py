@@ -98,7 +98,8 @@ def test_the_record_rules_over_the_description() -> None:
 
 
 def test_no_version_goes_back_to_the_one_before() -> None:
-    plan = rolling_plan(service(SIX), "", live(SIX, "1.1.0"), {"current": "1.1.0", "previous": "1.0.0", "state": "live"})
+    record = {"current": "1.1.0", "previous": "1.0.0", "state": "live"}
+    plan = rolling_plan(service(SIX), "", live(SIX, "1.1.0"), record)
     assert (plan.version, plan.undo) == ("1.0.0", "1.1.0")
 
 

@@ -367,7 +367,9 @@ def _error_from(message: str, code: int | None) -> EtcdError:
         return CompactedError(message)
     if code == _NOT_FOUND or "not found" in low:
         return NotFound(message, code)
-    if code in (_UNAVAILABLE, _DEADLINE, _CANCELLED) or any(words in low for words in (*_NOT_DONE, "timed out")):
+    if code in (_UNAVAILABLE, _DEADLINE, _CANCELLED) or any(
+        words in low for words in (*_NOT_DONE, "timed out", "deadline exceeded")
+    ):
         return Unavailable(message)
     return EtcdError(message, code)
 

@@ -132,19 +132,27 @@ def _seconds(data: dict[str, Any], key: str, default: float) -> float:
     return parse_duration(data[key]) if key in data else default
 
 
+def _share(timeout: float, attempts: Any) -> float:
+    """Seconds of one attempt when the first and all repetitions share ``timeout``."""
+    tries = attempts + 1 if isinstance(attempts, int) and attempts >= 0 else 1
+    return round(timeout / tries, 3)
+
+
 def _retries(data: dict[str, Any], timeout: float) -> dict[str, Any]:
     backoff = data.get("backoff") or {}
     base = _seconds(backoff, "base", 0.025)
+    attempts = data.get("attempts", 2)
     return {
-        "attempts": data.get("attempts", 2),
-        "per_try_timeout": _seconds(data, "per_try_timeout", min(1.0, timeout)),
+        "attempts": attempts,
+        # all attempts fit into the timeout; a junk value is told by the schema, not here
+        "per_try_timeout": _seconds(data, "per_try_timeout", _share(timeout, attempts)),
         "backoff": {"base": base, "max": _seconds(backoff, "max", round(base * 10, 6))},
         "budget": float(data.get("budget", 20.0)),
     }
 
 
 def _route(data: dict[str, Any]) -> dict[str, Any]:
-    timeout = _seconds(data, "timeout", 5.0)
+    timeout = _seconds(data, "timeout", 10.0)
     rate = data.get("rate_limit") or {}
     requests = rate.get("requests", 1000)
     return {
@@ -162,7 +170,7 @@ def _route(data: dict[str, Any]) -> dict[str, Any]:
 
 def _call(position: int, data: Any) -> dict[str, Any]:
     data = {"service": data} if isinstance(data, str) else data
-    timeout = _seconds(data, "timeout", 2.0)
+    timeout = _seconds(data, "timeout", 3.0)
     return {
         "service": data.get("service", ""),
         "port": data.get("port", CALL_PORTS[0] + position),

@@ -49,16 +49,20 @@ class Step:
     show: str = ""  # a file that the step leaves for people to read
 
 
-def junit(*patterns: str) -> Callable[[str, int], Count]:
-    """Count the cases in JUnit reports; a step that failed without a failed case counts as one failure."""
+def junit(*patterns: str, skips_fail: bool = False) -> Callable[[str, int], Count]:
+    """Count the cases in JUnit reports; a step that failed without a failed case counts as one failure.
+
+    With ``skips_fail`` a skipped case counts as failed: everything that the tests need is installed before.
+    """
 
     def count(_log: str, code: int) -> Count:
         passed = failed = 0
         for path in sorted(path for pattern in patterns for path in RESULTS.glob(pattern)):
             for suite in ElementTree.parse(path).getroot().iter("testsuite"):
                 bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-                passed += int(suite.get("tests", 0)) - int(suite.get("skipped", 0)) - bad
-                failed += bad
+                skipped = int(suite.get("skipped", 0))
+                passed += int(suite.get("tests", 0)) - skipped - bad
+                failed += bad + (skipped if skips_fail else 0)
         return passed, failed or int(code != 0)
 
     return count
@@ -145,7 +149,15 @@ def sanity() -> list[Step]:
 def unit() -> list[Step]:
     """Unit tests."""
     report = f"--junitxml={RESULTS / 'unit.xml'}"
-    return [Step("unit", "unit tests", tool("pytest", report, "-p", "no:cacheprovider"), 900, junit("unit.xml"))]
+    return [
+        Step(
+            "unit",
+            "unit tests",
+            tool("pytest", report, "-rs", "-p", "no:cacheprovider"),
+            900,
+            junit("unit.xml", skips_fail=True),
+        )
+    ]
 
 
 def importer() -> list[Step]:
@@ -197,6 +209,8 @@ class Runner:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "CAUSEWAY_RESULTS": str(RESULTS),
+            "CAUSEWAY_PKILINT": str(CACHE / "venvs" / "tls" / "bin"),
+            "CAUSEWAY_SSLYZE": str(CACHE / "venvs" / "tls" / "bin" / "sslyze"),
         }
 
     @staticmethod

@@ -307,8 +307,8 @@ ONE_VALUE = {
     "try longer than the whole": (
         "orders",
         "routes/0/retries",
-        {"per_try_timeout": "9s"},
-        ["per_try_timeout: longer than the whole timeout (got 9s; allowed: at most 5s)"],
+        {"per_try_timeout": "19s"},
+        ["per_try_timeout: longer than the whole timeout (got 19s; allowed: at most 10s)"],
     ),
     "backoff": (
         "orders",

@@ -74,11 +74,11 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
         "routes": [
             {
                 "prefix": "/orders",
-                "timeout": 5.0,
+                "timeout": 10.0,
                 "methods": [],
                 "retries": {
                     "attempts": 2,
-                    "per_try_timeout": 1.0,
+                    "per_try_timeout": 3.333,
                     "backoff": {"base": 0.025, "max": 0.25},
                     "budget": 20.0,
                 },
@@ -89,7 +89,7 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
             {
                 "service": "catalog",
                 "port": 9001,
-                "timeout": 2.0,
+                "timeout": 3.0,
                 "retries": {
                     "attempts": 2,
                     "per_try_timeout": 1.0,
@@ -223,7 +223,7 @@ routes:
 def test_calls_may_form_a_cycle(files):
     files.set("catalog", "calls", [{"service": "orders", "timeout": "500ms"}])
     call = files.read().variables["causeway_services"]["catalog"]["calls"][0]
-    assert (call["timeout"], call["retries"]["per_try_timeout"]) == (0.5, 0.5)
+    assert (call["timeout"], call["retries"]["per_try_timeout"]) == (0.5, 0.167)
 
 
 def test_one_prefix_may_be_split_by_method_within_a_service(files):

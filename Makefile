@@ -52,7 +52,7 @@ bench: venv ## Benchmarks (see tests/benchmarks/README.md)
 .PHONY: docs
 docs: venv ## Reference pages of all plugins and roles into .cache/docs
 	@rm -rf .cache/docs && mkdir -p .cache/docs
-	@.venv/bin/antsibull-docs collection --use-current --squash-hierarchy --fail-on-error --dest-dir .cache/docs causeway.platform
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/antsibull-docs collection --use-current --squash-hierarchy --fail-on-error --dest-dir .cache/docs causeway.platform
 	@echo "pages are in .cache/docs"
 
 # setup.sh looks for itself what is missing; nothing to do takes a moment.

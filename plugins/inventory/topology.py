@@ -1,4 +1,4 @@
-# Copyright (c) 2026, The causeway.platform founding engineers
+# Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Inventory plugin: a thin layer between Ansible and module_utils/topology."""
@@ -10,7 +10,7 @@ name: topology
 short_description: One description of a platform and its services as an inventory
 version_added: "0.1.0"
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 description:
   - Reads C(platform.yml), which says what machines there are, and one file per service, which says what the service is
     and needs.

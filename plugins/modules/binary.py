@@ -10,7 +10,7 @@ module: binary
 short_description: Install a pinned third-party binary
 version_added: "0.1.0"
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 description:
   - Installs files of a wheel, archive, Debian package or plain file below C(/opt/causeway/<name>-<version>/).
   - The source is fetched on the controller, once for all hosts, and verified against its pinned SHA-256 there and again

@@ -10,7 +10,7 @@ module: config_tree
 short_description: Install a whole tree of configuration files at once
 version_added: "0.1.0"
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 description:
   - Renders a directory of templates that mirrors the target file system, sends it as one archive, lets the
     product's own checkers validate the complete staged tree, and then swaps the changed files in by rename.

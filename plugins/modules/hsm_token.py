@@ -1,5 +1,5 @@
 #!/usr/bin/python
-# Copyright (c) 2026, The causeway.platform founding engineers
+# Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
@@ -14,7 +14,7 @@ description:
   - A token that is initialised already is never initialised again; nothing in it is ever erased.
   - Changes the user PIN or the SO PIN to a new one when asked to.
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 extends_documentation_fragment:
   - causeway.platform.hsm
 options:

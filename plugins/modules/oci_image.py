@@ -9,7 +9,7 @@ module: oci_image
 short_description: Have container images in a host's podman store
 version_added: "0.1.0"
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 description:
   - Makes sure that images are in the podman store of the host, each from an archive on the controller or from a
     container registry.

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-# Copyright (c) 2026 Causeway contributors
+# Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
@@ -75,7 +75,7 @@ attributes:
     support: full
     description: A second run changes nothing, but waits again.
 author:
-  - Causeway contributors (@causeway)
+  - The causeway.platform authors (@causeway)
 """
 
 EXAMPLES = r"""

@@ -9,7 +9,7 @@ module: service_info
 short_description: Tell which service instances a host has, and what its kernel allows containers
 version_added: "0.1.0"
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 description:
   - Reads the Quadlet units that role C(service) wrote, what runs of them, the cgroup controllers that containers can
     be limited with, and whether a container may have its own user namespace.

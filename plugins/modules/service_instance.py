@@ -9,7 +9,7 @@ module: service_instance
 short_description: Start, restart or stop service instances and wait until they are healthy
 version_added: "0.1.0"
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 description:
   - Starts or restarts systemd units one after another, and goes on to the next one only when the health check of the
     one before answers.

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-# Copyright (c) 2026, The causeway.platform founding engineers
+# Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
@@ -21,7 +21,7 @@ description:
   - A newer O(ca) or O(crl) is put beside the present certificate already with O(state=requested), before anybody
     uses a certificate that needs it.
 author:
-  - The causeway.platform founding engineers (@causeway)
+  - The causeway.platform authors (@causeway)
 options:
   state:
     description: V(requested) returns the needed CSRs; V(installed) installs O(certificates).

@@ -1,4 +1,4 @@
-# Copyright (c) 2026, The causeway.platform founding engineers
+# Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pure parts: which identities a host has, what a rotation touches, how long names become groups."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ INVENTORY = os.environ.get("CAUSEWAY_INVENTORY", str(ROOT / "molecule" / "platfo
 BIN = Path(sys.executable).parent
 
 
-def ansible(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ansible on localhost with the lab's inventory."""
+def ansible(*arguments: str, on: str = "localhost") -> subprocess.CompletedProcess[str]:
+    """Run ansible on one host, by default this machine, with the lab's inventory."""
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         "ANSIBLE_NOCOLOR": "1",
     }
-    command = [str(BIN / "ansible"), "-i", INVENTORY, "localhost", *arguments]
-    if os.geteuid() != 0:
+    command = [str(BIN / "ansible"), "-i", INVENTORY, on, *arguments]
+    if on == "localhost" and os.geteuid() != 0:
         command.append("--become")
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
@@ -79,3 +80,93 @@ def fault(inventory: dict[str, Any]) -> Callable[..., dict[str, Any]]:
         return {**json.loads(body), "failed": "FAILED" in head}
 
     return run
+
+
+@pytest.fixture(scope="session")
+def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a playbook of the collection with extra variables, as an operator would."""
+
+    def run(name: str, timeout: float = 600, **variables: Any) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        command = [str(BIN / "ansible-playbook"), "-i", INVENTORY, f"playbooks/{name}.yml", "-e", json.dumps(variables)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        logs = ROOT / ".cache" / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        with (logs / "acceptance-playbooks.log").open("a") as log:
+            log.write(f"== {' '.join(command)}\n{done.stdout}{done.stderr}\n")
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def registry(inventory: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """Runs a registry module on a registry host: registry("registry_info", service="orders")."""
+    host = next(name for name, one in inventory["causeway_hosts"].items() if "registry" in one["components"])
+
+    def run(module: str, on: str = host, **options: Any) -> dict[str, Any]:
+        arguments = {
+            "platform": inventory["causeway_platform"],
+            "endpoints": "{{ causeway_hosts | causeway.platform.registry_endpoints }}",
+            "password": "{{ causeway_secrets.registry | causeway.platform.registry_password('root') }}",
+            **options,
+        }
+        done = ansible("-m", f"causeway.platform.{module}", "-a", json.dumps(arguments), on=on)
+        head, _arrow, body = done.stdout.partition("=>")
+        assert body, f"{done.stdout}\n{done.stderr}"
+        return {**json.loads(body), "failed": "FAILED" in head}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ca(inventory: dict[str, Any], ssh: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+    """The root certificate that clients trust, as a file."""
+    gateway = next(name for name, one in inventory["causeway_hosts"].items() if "gateway" in one["components"])
+    path = Path(inventory["causeway_lab"]["state"]) / "ca.pem"
+    path.write_text(ssh(gateway, "cat /etc/causeway/tls/gateway/current/ca.pem").stdout)
+    return path
+
+
+class Traffic:
+    """Steady requests through the gateway's address, on both demo services, over new and kept connections."""
+
+    def __init__(self, inventory: dict[str, Any], ca: Path, rate: float) -> None:
+        state = Path(inventory["causeway_lab"]["state"])
+        gateway = next(iter(inventory["causeway_regions"].values()))["gateway"]
+        self.out = state / "traffic.json"
+        self.out.unlink(missing_ok=True)
+        base = f"https://{gateway['address']}:{gateway['port']}"
+        self.argv = [
+            sys.executable,
+            str(ROOT / "tests" / "drills" / "traffic.py"),
+            f"--target={base}/catalog/{{id}}",
+            f"--target={base}/orders/{{id}}",
+            f"--name=gateway.{inventory['causeway_domain']}",
+            f"--ca={ca}",
+            f"--rate={rate:g}",
+            "--duration=900",
+            f"--out={self.out}",
+        ]
+        self.summary: dict[str, Any] = {}
+
+    def __enter__(self) -> Traffic:
+        self.process = subprocess.Popen(self.argv)
+        time.sleep(2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self.summary = json.loads(self.out.read_text())
+        shown = {name: self.summary[name] for name in ("sent", "failed", "failures", "latency", "longest_gap")}
+        print(f"traffic: {json.dumps({**shown, 'slowest': self.summary['slowest'].get('seconds')})}")
+
+
+@pytest.fixture
+def traffic(inventory: dict[str, Any], ca: Path) -> Callable[..., Traffic]:
+    """`with traffic(rate) as load: ...`, then load.summary as tests/drills/traffic.py writes it."""
+    rate = float(os.environ.get("CAUSEWAY_RATE", "40"))
+    return lambda per_second=rate: Traffic(inventory, ca, per_second)

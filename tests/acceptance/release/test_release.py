@@ -1,0 +1,121 @@
+"""Releases under traffic: nothing is lost, what is bad goes back by itself, what is wrong is refused."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
+Registry = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def versions(registry: Registry) -> Callable[[str], set[str]]:
+    """The versions that the registered instances of a service run."""
+
+    def read(service: str) -> set[str]:
+        known = registry("registry_info", service=service, gather=["content"])["services"][service]
+        return {one["version"] for one in known["instances"]}
+
+    return read
+
+
+def other(current: set[str]) -> str:
+    return "1.1.0" if current == {"1.0.0"} else "1.0.0"
+
+
+@pytest.mark.parametrize("service", ["catalog", "orders"])
+def test_a_rolling_release_loses_no_request(
+    service: str, playbook: Playbook, versions: Callable[[str], set[str]], traffic: Callable[..., Any]
+) -> None:
+    wanted = other(versions(service))
+    with traffic() as load:
+        done = playbook("release_rolling", release_service=service, release_version=wanted)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert versions(service) == {wanted}
+    assert load.summary["failed"] == 0, load.summary["failures"]
+
+
+def test_going_back_loses_no_request(
+    playbook: Playbook, versions: Callable[[str], set[str]], traffic: Callable[..., Any]
+) -> None:
+    wanted = other(versions("catalog"))
+    with traffic() as load:
+        done = playbook("release_rollback", release_service="catalog")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert versions("catalog") == {wanted}
+    assert load.summary["failed"] == 0, load.summary["failures"]
+
+
+@pytest.mark.parametrize("bad", ["1.2.0-unhealthy", "1.3.0-broken"])
+def test_a_bad_version_goes_back_by_itself(
+    bad: str,
+    playbook: Playbook,
+    registry: Registry,
+    versions: Callable[[str], set[str]],
+    traffic: Callable[..., Any],
+    inventory: dict[str, Any],
+) -> None:
+    before = versions("orders")
+    with traffic() as load:
+        done = playbook("release_rolling", release_service="orders", release_version=bad)
+    assert done.returncode != 0
+    assert "rolled back" in done.stdout
+    assert load.summary["failed"] == 0, load.summary["failures"]
+    assert bad not in load.summary["versions"]  # it never met a user
+    known = registry("registry_info", service="orders", gather=["content"])["services"]["orders"]
+    assert {one["version"] for one in known["instances"]} == before
+    assert len(known["instances"]) == len(inventory["causeway_services"]["orders"]["instances"]["placed"])
+    assert known["drains"] == {}
+    assert known["lock"] == {}
+    assert known["release"]["history"][-1]["outcome"] == "rolled back"
+
+
+@pytest.fixture
+def held(registry: Registry) -> Iterator[None]:
+    lock = registry("etcd_lock", name="orders", purpose="maintenance by somebody else")
+    yield
+    registry("etcd_lock", name="orders", owner=lock["owner"], state="unlocked")
+
+
+def test_a_second_release_of_a_service_is_refused(held: None, playbook: Playbook, versions: Any) -> None:
+    before = versions("orders")
+    done = playbook("release_rolling", release_service="orders", release_version=other(before))
+    assert done.returncode != 0
+    assert "maintenance by somebody else" in done.stdout
+    assert versions("orders") == before
+
+
+@pytest.mark.parametrize(
+    ("service", "version", "words"),
+    [
+        ("order", "1.1.0", "is not a service; allowed: catalog, orders"),
+        ("orders", "no such", "is not a version"),
+        ("orders", "9.9.9", "orders-9.9.9.tar"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_changes(
+    service: str, version: str, words: str, playbook: Playbook, versions: Callable[[str], set[str]]
+) -> None:
+    before = versions("orders")
+    done = playbook("release_rolling", release_service=service, release_version=version)
+    assert done.returncode != 0
+    assert words in " ".join(done.stdout.split())
+    assert versions("orders") == before
+
+
+def test_a_version_that_is_live_already_is_refused(playbook: Playbook, versions: Callable[[str], set[str]]) -> None:
+    (current,) = versions("orders")
+    done = playbook("release_rolling", release_service="orders", release_version=current)
+    assert done.returncode != 0
+    assert f"version {current} is already live" in " ".join(done.stdout.split())
+
+
+def test_the_status_is_readable(playbook: Playbook) -> None:
+    done = playbook("release_status")
+    assert done.returncode == 0
+    for words in ("catalog: live", "orders: ", "rolled back"):
+        assert words in done.stdout

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Builds the collection and lets the importer of Galaxy servers judge it; any error or warning fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

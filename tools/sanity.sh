@@ -1,5 +1,6 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # ansible-test sanity on a copy of the tracked files: it wants a path that ends in ansible_collections/causeway/platform.
+# Arguments go to ansible-test, for example --test pylint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -38,4 +39,4 @@ for entry in "${PYENV_ROOT:-$real/.pyenv}"/versions/3.*/bin; do
 done
 cd "$copy"
 git init -q . 2>/dev/null && git add -A 2>/dev/null
-HOME=$work/home PATH=$root/.venv/bin:$path "$root/.venv/bin/ansible-test" sanity --color no
+HOME=$work/home PATH=$root/.venv/bin:$path "$root/.venv/bin/ansible-test" sanity --color no "$@"

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Prepares this machine for the checkout: packages and Python environments. Does nothing the second time.
 #   setup.sh packages PROFILE...      packages of bindep.txt with one of these profiles
 #   setup.sh venv DIRECTORY FILE...   Python environment with exactly these requirements
@@ -24,18 +24,21 @@ missing() { # packages on standard input that are not installed
 }
 
 packages() {
-  local profiles names wanted
+  local profiles names wanted script
   profiles=$(IFS='|' && printf '%s' "$*")
   mapfile -t wanted < <(grep -v '^#' bindep.txt | grep -Ew "$profiles" | cut -d' ' -f1 | missing)
   [ ${#wanted[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || { say "apt-get is needed to install: ${wanted[*]}"; exit 1; }
   say "installing packages: ${wanted[*]}"
   # The daemons of test packages shall not start: tests start their own.
-  # shellcheck disable=SC2016
-  as_root env DEBIAN_FRONTEND=noninteractive sh -ec '
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e $policy ]; then trap "rm -f $policy" EXIT; printf "#!/bin/sh\nexit 101\n" >$policy; chmod 755 $policy; fi
-    apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@" >/dev/null' sh "${wanted[@]}"
+  script=$(
+    cat <<'SCRIPT'
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then trap "rm -f $policy" EXIT; printf "#!/bin/sh\nexit 101\n" >$policy; chmod 755 $policy; fi
+apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+SCRIPT
+  )
+  as_root env DEBIAN_FRONTEND=noninteractive sh -ec "$script" sh "${wanted[@]}"
   names=$(printf '%s\n' "${wanted[@]}" | missing)
   [ -z "$names" ] || { say "could not install: $names"; exit 1; }
 }

@@ -30,12 +30,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, TypeVar, Union
 from urllib.parse import urlsplit
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
 Value = Union[str, bytes]
-Body = dict[str, Any]
-Stream = tuple[str, http.client.HTTPConnection, http.client.HTTPResponse]
+# In quotes: Python 3.8 could not import them otherwise.
+Body: TypeAlias = "dict[str, Any]"
+Stream: TypeAlias = "tuple[str, http.client.HTTPConnection, http.client.HTTPResponse]"
 T = TypeVar("T")
 
 # A host that is switched off does not refuse a connection, it says nothing: do not spend the whole timeout on it.
@@ -1143,7 +1147,8 @@ class EtcdClient:
                     del self._idle[index]
                     return connection, True
         parts = urlsplit(endpoint)
-        assert parts.hostname
+        if not parts.hostname:
+            raise EtcdError(f"{endpoint}: not the URL of a host")
         new: http.client.HTTPConnection
         limit = min(seconds, CONNECT_TIMEOUT)
         if context is not None:
@@ -1152,10 +1157,10 @@ class EtcdClient:
             new = http.client.HTTPConnection(parts.hostname, parts.port or 2379, timeout=limit)
         try:
             new.connect()
-            assert new.sock is not None
             if isinstance(new.sock, ssl.SSLSocket):
                 _await_verdict(new.sock)
-            new.sock.settimeout(seconds)
+            if new.sock is not None:
+                new.sock.settimeout(seconds)
         except BaseException:
             new.close()
             raise

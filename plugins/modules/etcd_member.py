@@ -354,7 +354,8 @@ class Act:
             self.host.write_join(
                 cluster_after_add(self.client.member_list(), own.id, self.name), "existing", self.params["platform"]
             )
-        assert own is not None
+        if own is None:
+            raise RegistryError(f"member {self.name} is in no cluster")
         member = own.id
         self.host.systemctl("enable", "--quiet")
         self.host.systemctl("start", "--no-block")

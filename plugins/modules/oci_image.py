@@ -48,6 +48,9 @@ options:
     description: Whether the registry's certificate is checked.
     type: bool
     default: true
+  _sources:
+    description: Internal use only. Paths of the archives by reference, once the action plugin has sent them.
+    type: dict
 extends_documentation_fragment:
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow

@@ -96,7 +96,9 @@ def play(folder: Path, inventory: str, hosts: str, name: str, tasks: list[dict[s
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".cache" / "collections"),
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
     }
-    program = shutil.which("ansible-playbook") or sys.exit("ansible-playbook is not on the PATH")
+    program = shutil.which("ansible-playbook")
+    if program is None:
+        sys.exit("ansible-playbook is not on the PATH")
     begin, before = time.monotonic(), os.times()
     done = subprocess.run(
         [program, "-i", inventory, str(book)], env=environment, capture_output=True, text=True, check=False, cwd=folder

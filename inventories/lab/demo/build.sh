@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Builds the demo services' images without any container registry and saves them as archives.
 #   build.sh OUTPUT_DIR PODMAN_DIR PYTHON
 # A base of Debian packages (from the apt sources that this machine uses) and pinned wheels, then one thin layer per release.
@@ -25,17 +25,16 @@ printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/storage"\nrunroot = "%s/r
 engine() { CONTAINERS_STORAGE_CONF=$state/storage.conf CONTAINERS_CONF=$state/containers.conf podman "$@"; }
 
 archive_uri() { # base URI of this machine's own main archive ($1 = debian or debian-security)
-  apt-get indextargets --format '$(REPO_URI) $(COMPONENT)' 'Identifier: Packages' |
+  apt-get indextargets --format "\$(REPO_URI) \$(COMPONENT)" 'Identifier: Packages' |
     awk -v s="/$1/?$" '$2 == "main" && $1 ~ s { print $1; exit }'
 }
 
 build_base() { # NAME
-  local main security work
+  local main security
   main=$(archive_uri debian) security=$(archive_uri debian-security)
   [ -n "$main" ] || { echo "no Debian archive in this machine's apt sources" >&2; exit 1; }
   work=$(mktemp -d "$out/.base.XXXXXX")
-  # shellcheck disable=SC2064
-  trap "rm -rf '$work'" RETURN EXIT
+  trap 'rm -rf "$work"' RETURN EXIT
   "$python" -m pip download -q --disable-pip-version-check --no-deps --require-hashes --only-binary=:all: --dest "$work/wheels" \
     --python-version 3.13 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 -r "$self/requirements.txt" 2>"$work/pip.log" ||
     { cat "$work/pip.log" >&2; exit 1; }
@@ -47,24 +46,16 @@ build_base() { # NAME
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --include="$packages" \
-    --extract-hook='for d in bin sbin lib lib64; do [ ! -d "$1/usr/$d" ] || [ -e "$1/$d" ] || ln -s "usr/$d" "$1/$d"; done' \
-    --extract-hook='cp -r "$SITE/." "$1/usr/lib/python3/dist-packages/"' \
-    --extract-hook='printf "root:x:0:0::/:/none\ndemo:x:10001:10001::/:/none\n" >"$1/etc/passwd"; printf "root:x:0:\ndemo:x:10001:\n" >"$1/etc/group"' \
-    --extract-hook='find "$1/usr/share/ca-certificates" -name "*.crt" | sort | xargs cat >"$1/etc/ssl/certs/ca-certificates.crt"' \
-    --extract-hook='mkdir -p "$1/tmp" "$1/opt"; cp -r "$SELF/causeway_demo" "$1/opt/"; chroot "$1" /usr/bin/python3 -c "
-import sys; sys.path.insert(0, \"/opt\")
-import causeway_demo.orders, causeway_demo.catalog
-import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export"; rm -rf "$1/opt/causeway_demo"' \
-    --extract-hook='rm -rf "$1"/var/lib/apt "$1"/var/cache/* "$1"/var/log/* "$1"/usr/share/zoneinfo "$1"/usr/lib/x86_64-linux-gnu/gconv "$1"/usr/lib/python3*/ensurepip "$1"/usr/lib/python3*/idlelib "$1"/usr/lib/python3*/pydoc_data; rm -f "$1"/usr/bin/dpkg* "$1"/usr/bin/debconf* "$1"/etc/resolv.conf "$1"/etc/hostname' \
+    --extract-hook="$self/base_hook.sh" \
     trixie "$work/base.tar" "deb $main trixie main" "deb $main trixie-updates main" \
     ${security:+"deb $security trixie-security main"}
   engine import -q "$work/base.tar" "$1" >/dev/null
 }
 
 hash_of() { cat "$@" | sha256sum | cut -c1-16; }
-base_hash=$(hash_of "$self/requirements.txt" "$self/build.sh")
+base_hash=$(hash_of "$self/requirements.txt" "$self"/*.sh)
 base=localhost/causeway/demo-base:$base_hash
-wanted=$(hash_of "$self/requirements.txt" "$self/build.sh" "$self/Containerfile" "$self"/causeway_demo/*.py)
+wanted=$(hash_of "$self/requirements.txt" "$self"/*.sh "$self/Containerfile" "$self"/causeway_demo/*.py)
 for version in "${releases[@]}"; do
   for service in "${services[@]}"; do
     archive=$out/$service-$version.tar

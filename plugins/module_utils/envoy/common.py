@@ -9,9 +9,12 @@ import copy
 import hashlib
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+Json: TypeAlias = "dict[str, Any]"  # in quotes: Python 3.8 could not import it otherwise
 
 TYPE = "type.googleapis.com/envoy."
 LISTENER = TYPE + "config.listener.v3.Listener"

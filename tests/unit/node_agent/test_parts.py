@@ -348,7 +348,7 @@ def test_writer_reports_a_full_disk_and_keeps_the_old_file(tmp_path: Path, monke
 def test_backoff_is_full_jitter_with_a_cap() -> None:
     ceilings: list[float] = []
     backoff = Backoff(0.1, 5.0, lambda low, high: ceilings.append(high) or low)  # type: ignore[func-returns-value]
-    assert all(backoff.next() == 0.0 for _ in range(8))
+    assert all(backoff.next() == 0.0 for _attempt in range(8))
     assert ceilings == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     backoff.reset()
     backoff.next()

@@ -45,7 +45,7 @@ class Tally:
 
 
 def _host_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
+    host, _colon, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 

@@ -153,7 +153,7 @@ class RegistryState:
         gone: list[str] = []
         for change in changes:
             self.revision = max(self.revision, change.revision)
-            kind, _, path = change.key.partition("/")
+            kind, _slash, path = change.key.partition("/")
             if kind in ("services", "drains", "traffic"):
                 service = path.partition("/")[0]
                 self.revisions[service] = max(change.revision, self.revisions.get(service, 0))
@@ -178,7 +178,7 @@ class RegistryState:
         self._forget_present()
 
     def _put(self, change: Change) -> None:
-        kind, _, path = change.key.partition("/")
+        kind, _slash, path = change.key.partition("/")
         value = change.value or b""
         if kind == "services":
             entry = parse_entry(path, value)
@@ -249,7 +249,7 @@ class RegistryState:
         revisions = {service: self.revision_of(service) for service in proxy.services}
         drains: dict[str, dict[str, str]] = {}
         for path in sorted(self.drains):
-            service, _, rest = path.partition("/")
+            service, _slash, rest = path.partition("/")
             if service in revisions:
                 entry = entries.get(path)
                 drains.setdefault(service, {})[rest] = f"{entry['address']}:{entry['port']}" if entry else ""

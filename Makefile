@@ -55,6 +55,10 @@ docs: venv ## Reference pages of all plugins and roles into .cache/docs
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/antsibull-docs collection --use-current --squash-hierarchy --fail-on-error --dest-dir .cache/docs causeway.platform
 	@echo "pages are in .cache/docs"
 
+.PHONY: changelog
+changelog: venv ## CHANGELOG.rst from changelogs/fragments
+	@tools/changelog.sh
+
 # setup.sh looks for itself what is missing; nothing to do takes a moment.
 .PHONY: runtime
 runtime:

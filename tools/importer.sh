@@ -7,10 +7,8 @@ venv=$root/.cache/venvs/importer
 tools/setup.sh venv .cache/venvs/importer requirements-importer.txt
 work=$root/.cache/importer
 rm -rf "$work"
-mkdir -p "$work/source" "$work/tmp"
-git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
-  [ ! -e "$file" ] || printf '%s\0' "$file"
-done | tar --null --files-from=- --create --file=- | tar --extract --directory="$work/source"
+mkdir -p "$work/tmp"
+tools/setup.sh copy "$work/source"
 "$root/.venv/bin/ansible-galaxy" collection build --output-path "$work" "$work/source"
 cd "$work"
 # The importer's own ansible-lint looks for the collections this one depends on.

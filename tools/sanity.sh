@@ -7,10 +7,8 @@ root=$PWD
 work=$root/.cache/sanity
 copy=$work/ansible_collections/causeway/platform
 rm -rf "$work/ansible_collections"
-mkdir -p "$copy" "$work/home/.ansible/test/cache"
-git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
-  [ ! -e "$file" ] || printf '%s\0' "$file"
-done | tar --null --files-from=- --create --file=- | tar --extract --directory="$copy"
+mkdir -p "$work/home/.ansible/test/cache"
+tools/setup.sh copy "$copy"
 
 # Its environments live in the checkout's cache, with pip's settings of the user.
 real=${HOME:-/root}

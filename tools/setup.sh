@@ -3,6 +3,7 @@
 #   setup.sh packages PROFILE...      packages of bindep.txt with one of these profiles
 #   setup.sh venv DIRECTORY FILE...   Python environment with exactly these requirements
 #   setup.sh link                     the checkout as collection causeway.platform below .cache/collections
+#   setup.sh copy DIRECTORY           the checkout's files, without caches and what git ignores, in a directory
 # PYTHON names the interpreter; by default the newest of 3.13, 3.12 and 3.11 that works.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -86,9 +87,17 @@ link() {
   [ "$parent/platform" -ef . ] || ln -sfn ../../../.. "$parent/platform"
 }
 
+copy() {
+  local file
+  mkdir -p "$1"
+  git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+    [ ! -e "$file" ] || printf '%s\0' "$file"
+  done | tar --null --files-from=- --create --file=- | tar --extract --directory="$1"
+}
+
 verb=${1:-}
 [ $# -eq 0 ] || shift
 case $verb in
-  packages | venv | link) "$verb" "$@" ;;
-  *) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  packages | venv | link | copy) "$verb" "$@" ;;
+  *) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.causeway.platform.plugins.module_utils.etcd import (
     CompactedError,
@@ -36,6 +36,9 @@ from ansible_collections.causeway.platform.plugins.module_utils.etcd import (
     prefix_end,
 )
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
 POOLS = ("stable", "candidate")
 ALL_STABLE = {"stable": 100, "candidate": 0}
 LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -43,7 +46,7 @@ INSTANCE = re.compile(r"^(?P<host>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/(?P<slot>[
 # How long to rest before asking again when the registry cannot answer in the middle of a wait.
 RETRY_PAUSE = 0.5
 
-Json = dict[str, Any]
+Json: TypeAlias = "dict[str, Any]"  # in quotes: Python 3.8 could not import it otherwise
 
 
 # Options that all registry modules share, documented in plugins/doc_fragments/etcd.py.

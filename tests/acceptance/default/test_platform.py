@@ -35,13 +35,15 @@ def test_the_gateway_answers_on_every_route(inventory: dict[str, Any], ca: Path,
     name = f"gateway.{inventory['causeway_domain']}"
     for path, field in (("/catalog/1", "price"), ("/orders/1", "item")):
         done = subprocess.run(
-            ["curl", "-sS", "-m", "5", "-D", "-", "--cacert", str(ca), "--http2"]
-            + ["--resolve", f"{name}:443:{region['gateway']['address']}", f"https://{name}{path}"],
+            [
+                *("curl", "-sS", "-m", "5", "-D", "-", "--cacert", str(ca), "--http2"),
+                *("--resolve", f"{name}:443:{region['gateway']['address']}", f"https://{name}{path}"),
+            ],
             capture_output=True,
             text=True,
             check=True,
         )
-        head, _, body = done.stdout.partition("\n\n")
+        head, _separator, body = done.stdout.partition("\n\n")
         assert head.startswith("HTTP/2 200")
         assert "x-request-id" in head
         assert "x-correlation-id" in head
@@ -53,8 +55,10 @@ def test_an_unknown_route_is_refused(inventory: dict[str, Any], ca: Path) -> Non
     region = next(iter(inventory["causeway_regions"].values()))
     name = f"gateway.{inventory['causeway_domain']}"
     done = subprocess.run(
-        ["curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", str(ca)]
-        + ["--resolve", f"{name}:443:{region['gateway']['address']}", f"https://{name}/catalogue"],
+        [
+            *("curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", str(ca)),
+            *("--resolve", f"{name}:443:{region['gateway']['address']}", f"https://{name}/catalogue"),
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -66,8 +70,10 @@ def test_the_gateway_speaks_modern_tls_only(inventory: dict[str, Any], ca: Path)
     sslyze = os.environ.get("CAUSEWAY_SSLYZE", "sslyze")
     region = next(iter(inventory["causeway_regions"].values()))
     done = subprocess.run(
-        [sslyze, "--mozilla_config=modern", f"--certinfo_ca_file={ca}"]
-        + [f"gateway.{inventory['causeway_domain']}:{region['gateway']['port']}{{{region['gateway']['address']}}}"],
+        [
+            *(sslyze, "--mozilla_config=modern", f"--certinfo_ca_file={ca}"),
+            f"gateway.{inventory['causeway_domain']}:{region['gateway']['port']}{{{region['gateway']['address']}}}",
+        ],
         capture_output=True,
         text=True,
         timeout=120,

@@ -52,6 +52,7 @@ def test_going_back_loses_no_request(
 
 @pytest.mark.parametrize("bad", ["1.2.0-unhealthy", "1.3.0-broken"])
 def test_a_bad_version_goes_back_by_itself(
+    *,
     bad: str,
     playbook: Playbook,
     registry: Registry,

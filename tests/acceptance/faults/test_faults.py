@@ -119,7 +119,7 @@ def test_a_killed_process_costs_no_request(
 ) -> None:
     one = placed(inventory, "catalog")[0]
     with traffic() as load:
-        for _ in range(3):
+        for _attempt in range(3):
             assert ssh(one["host"], f"systemctl kill --signal=KILL catalog@{one['slot']}.service").returncode == 0
             time.sleep(4)
     assert load.summary["failed"] == 0, load.summary["failures"]

@@ -46,7 +46,8 @@ molecule: venv ## Molecule scenarios; S=NAME for one
 	@$(RUN) molecule $(if $(S),--scenario $(S))
 
 .PHONY: bench
-bench: venv ## Benchmarks (see tests/benchmarks/README.md)
+bench: venv ## Benchmarks (see tests/benchmarks/README.md); the one of the gateway needs "make demo" before
+	@tools/setup.sh packages bench
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
 
 .PHONY: docs

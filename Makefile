@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 RUN := python3 tools/run.py
 PLAY = .venv/bin/ansible-playbook -i $(INVENTORY)
+# The inventory wants its secrets even for the way down; this makes what is missing and changes nothing else.
+SECRETS = .venv/bin/ansible-playbook -i localhost, playbooks/secrets_init.yml -e secrets_file=$(CURDIR)/.cache/$(1)/secrets.yml
 INVENTORY ?= inventories/lab/platform.yml
 S ?=
 
@@ -19,6 +21,7 @@ demo: ## From nothing to a platform that releases under traffic, on this machine
 
 .PHONY: demo-down
 demo-down: runtime ## Remove every trace of the demo (keeps .venv and downloads in .cache)
+	@$(call SECRETS,lab) >/dev/null
 	@$(PLAY) playbooks/lab_down.yml
 
 .PHONY: test
@@ -77,6 +80,7 @@ venv: ## Packages and Python environments for all of the above
 .PHONY: clean
 clean: ## Remove the labs, the environments and all caches of this checkout
 	@if [ -x .venv/bin/ansible-playbook ]; then \
+	  $(call SECRETS,lab) >/dev/null; $(call SECRETS,ci) >/dev/null; \
 	  .venv/bin/ansible-playbook -i inventories/lab/platform.yml playbooks/lab_down.yml >/dev/null; \
 	  .venv/bin/ansible-playbook -i molecule/platform/platform.yml playbooks/lab_down.yml >/dev/null; fi
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .ansible tests/output

@@ -59,11 +59,13 @@ def identities(
     regions: Mapping[str, Any] | None = None,
     instances: Sequence[Mapping[str, Any]] = (),
     extra: Sequence[Mapping[str, Any]] = (),
+    gateway_names: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The identities of one host as docs/design.md section 2 lists them, sorted by name.
 
     host: {name, address, region, components}. instances: those placed on the host, {service, ...}. extra: further
     identities {name, uri?, dns?, addresses?, group?, common_name?} for use without a platform description.
+    gateway_names: DNS names by which clients know the gateway, beside `gateway.<domain>`.
     """
     if not domain:
         raise TrustError("the domain is empty; set trust_domain, it is the SPIFFE trust domain")
@@ -78,11 +80,13 @@ def identities(
         result[own] = identity(own, f"spiffe://{domain}/{uri}", dns, ips, common_name=common_name)
 
     full = f"{name}.{domain}"
-    add("host", f"host/{name}", [full, "localhost"], dict.fromkeys([str(host["address"]), "127.0.0.1"]), full)
+    # The members of the registry know each other by the common name: no other certificate may join as a peer.
+    member = [f"registry.{domain}"] if "registry" in components else []
+    add("host", f"host/{name}", [full, *member], dict.fromkeys([str(host["address"]), "127.0.0.1"]), full)
     if "gateway" in components:
         region = (regions or {}).get(str(host.get("region", ""))) or {}
         vip = str((region.get("gateway") or {}).get("address") or "")
-        dns = [f"gateway.{domain}", f"*.{domain}"]
+        dns = list(dict.fromkeys([f"gateway.{domain}", *gateway_names]))
         add("gateway", "gateway", dns, [vip] if vip else [], dns[0])
     if "metrics" in components:
         add("metrics", "metrics", [f"metrics.{domain}"])

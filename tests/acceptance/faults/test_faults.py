@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import pytest
@@ -80,13 +80,15 @@ print(time.time() if not there() else "never", flush=True)
 class Watchers:
     """On every proxy in front of ``one``, notes when its endpoint left the file that Envoy reads."""
 
-    def __init__(self, inventory: dict[str, Any], one: dict[str, Any], limit: float, without: str = "") -> None:
+    def __init__(
+        self, inventory: dict[str, Any], one: dict[str, Any], limit: float, without: Container[str] = ()
+    ) -> None:
         config = f"{inventory['causeway_lab']['state']}/ssh/config"
         fronts = [(host, "gateway") for host in having(inventory, "gateway")]
         fronts += [(other["host"], "sidecar-orders") for other in placed(inventory, "orders")]
         self.running = {}
         for host, proxy in sorted(set(fronts)):
-            if host == without:
+            if host in without:
                 continue
             path = f"/var/lib/causeway/xds/{proxy}/eds/{one['service']}_stable.json"
             script = WATCH.format(path=path, address=one["address"], port=one["port"], limit=limit)
@@ -154,12 +156,31 @@ def test_a_lost_host_costs_no_read(
     last = having(inventory, "registry")
     one = next(one for one in placed(inventory, "catalog") if one["host"] != last[0])
     with traffic() as load:
-        watchers = Watchers(inventory, one, HOST + 5, without=one["host"])
+        watchers = Watchers(inventory, one, HOST + 5, without=[one["host"]])
         since = time.time()
         fault(action=how, a=one["host"])
         assert watchers.slowest(since) < HOST
         time.sleep(3)
         fault(action="power_on" if how == "power_off" else "heal", a=one["host"])
+        whole()
+    assert load.summary["failed"] == 0, load.summary["failures"]
+
+
+def test_a_cut_zone_costs_no_read(
+    inventory: dict[str, Any], fault: Fault, whole: Callable[[], None], traffic: Callable[..., Any]
+) -> None:
+    """A zone without a gateway: who holds the address on either side of a cut is another question."""
+    hosts = inventory["causeway_hosts"]
+    gateways = {hosts[name]["zone"] for name in having(inventory, "gateway")}
+    one = next(one for one in placed(inventory, "catalog") if one["zone"] not in gateways)
+    inside = [name for name, host in hosts.items() if host["zone"] == one["zone"]]
+    with traffic() as load:
+        watchers = Watchers(inventory, one, HOST + 5, without=inside)
+        since = time.time()
+        fault(action="isolate", a=f"zone:{one['zone']}")
+        assert watchers.slowest(since) < HOST
+        time.sleep(3)
+        fault(action="heal")
         whole()
     assert load.summary["failed"] == 0, load.summary["failures"]
 

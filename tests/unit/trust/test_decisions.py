@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -22,10 +23,10 @@ HOST = {
 REGIONS = {"north": {"gateway": {"address": "10.77.1.100"}}}
 
 
-def names(**changes: Any) -> dict[str, dict[str, Any]]:
+def names(gateway_names: Sequence[str] = (), **changes: Any) -> dict[str, dict[str, Any]]:
     instances = changes.pop("instances", [])
     extra = changes.pop("extra", [])
-    found = x509_identities.identities({**HOST, **changes}, "shop.internal", REGIONS, instances, extra)
+    found = x509_identities.identities({**HOST, **changes}, "shop.internal", REGIONS, instances, extra, gateway_names)
     return {item["name"]: item for item in found}
 
 
@@ -33,15 +34,24 @@ def test_identities_follow_the_contract() -> None:
     found = names(instances=[{"service": "orders", "slot": 0}, {"service": "orders", "slot": 1}])
     assert list(found) == ["gateway", "host", "metrics", "operator", "svc-orders"]
     assert found["host"]["uris"] == ["spiffe://shop.internal/host/core1"]
-    assert found["host"]["dns"] == ["core1.shop.internal", "localhost"]
+    assert found["host"]["dns"] == ["core1.shop.internal", "registry.shop.internal"]
     assert found["host"]["addresses"] == ["10.77.1.21", "127.0.0.1"]
     assert found["gateway"]["uris"] == ["spiffe://shop.internal/gateway"]
-    assert found["gateway"]["dns"] == ["gateway.shop.internal", "*.shop.internal"]
+    assert found["gateway"]["dns"] == ["gateway.shop.internal"]
     assert found["gateway"]["addresses"] == ["10.77.1.100"]
     assert found["operator"]["uris"] == ["spiffe://shop.internal/operator"]
     assert found["svc-orders"]["uris"] == ["spiffe://shop.internal/orders"]
     assert found["svc-orders"]["dns"] == ["orders.shop.internal"]
     assert found["svc-orders"]["group"] == "causeway-tls-svc-orders"
+
+
+def test_clients_may_know_the_gateway_by_other_names() -> None:
+    found = names(gateway_names=["shop.example.com", "gateway.shop.internal"])
+    assert found["gateway"]["dns"] == ["gateway.shop.internal", "shop.example.com"]
+
+
+def test_only_members_of_the_registry_carry_its_name() -> None:
+    assert names(components=["services"])["host"]["dns"] == ["core1.shop.internal"]
 
 
 def test_a_bare_host_has_one_identity_and_extras_add_to_it() -> None:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.causeway.platform.plugins.module_utils import quadlet
+from ansible_collections.causeway.platform.plugins.module_utils import pools, quadlet
 
 
 def service_plan(
@@ -63,6 +63,32 @@ def service_without(
     return [entry for entry in instances if entry["service"] != service or int(entry["slot"]) not in gone]
 
 
+def service_with_candidates(
+    instances: Sequence[Mapping[str, Any]], installed: Mapping[str, Any], wanted: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    try:
+        # Without files it only still runs: an interrupted removal, which is to be finished.
+        present = [key for key, entry in installed.items() if entry.get("version")]
+        return pools.on_host(instances, present, wanted)
+    except pools.PoolsError as error:
+        raise AnsibleFilterError(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(
+            f"service_with_candidates: the description is incomplete: {type(error).__name__}: {error}"
+        ) from error
+
+
+def service_candidates(service: Mapping[str, Any], count: int = 0) -> list[dict[str, Any]]:
+    try:
+        return pools.candidates(service, int(count))
+    except pools.PoolsError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def service_pool_token(secret: str, service: str) -> str:
+    return pools.pool_token(str(secret), service)
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
@@ -70,4 +96,7 @@ class FilterModule:
             "service_image": service_image,
             "service_units": service_units,
             "service_without": service_without,
+            "service_with_candidates": service_with_candidates,
+            "service_candidates": service_candidates,
+            "service_pool_token": service_pool_token,
         }

@@ -523,6 +523,7 @@ def plan(
                 "service": instance.name,
                 "slot": instance.slot,
                 "id": instance.id,
+                "pool": instance.pool,
                 "unit": instance.unit,
                 "version": instance.version,
                 "image": instance.image,

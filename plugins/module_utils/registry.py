@@ -730,12 +730,32 @@ def merge_release(record: Json | None, changes: Mapping[str, Any], entry: Json |
     return after
 
 
-def set_release(client: EtcdClient, keys: Keys, service: str, record: Json, expect: int) -> int:
-    """Write the record if its key is still at revision ``expect``; returns the new revision."""
-    try:
-        return client.swap(keys.of("releases", service), json.dumps(record, sort_keys=True), expect)
-    except CompareFailed as error:
-        raise RegistryError(f"the release record of {service} was changed by somebody else: {error}") from error
+def set_release(
+    client: EtcdClient,
+    keys: Keys,
+    service: str,
+    record: Json,
+    expect: int,
+    *,
+    compares: Sequence[Json] = (),
+    operations: Sequence[Json] = (),
+) -> int:
+    """Write the record if its key is still at revision ``expect``; returns the new revision.
+
+    ``operations`` are carried out in the same transaction, and all of it only if ``compares`` hold too.
+    """
+    key = keys.of("releases", service)
+    put = op_put(key, json.dumps(record, sort_keys=True))
+    result = client.txn([compare_mod(key, expect), *compares], [put, *operations], [op_get(key)])
+    if result.succeeded:
+        return result.revision
+    found = result.kvs(0)
+    if (found[0].mod_revision if found else 0) == expect:
+        raise RegistryError(f"the lock or a request of the release of {service} changed just now; nothing was written")
+    now_at = f"is at revision {found[0].mod_revision}" if found else "does not exist"
+    raise RegistryError(
+        f"the release record of {service} was changed by somebody else: {key} {now_at}, revision {expect} was expected"
+    )
 
 
 # --- users ------------------------------------------------------------------------------------------------------

@@ -179,6 +179,57 @@ def _call(position: int, data: Any) -> dict[str, Any]:
     }
 
 
+# Weights and times of a canary whose file names none.
+DEFAULT_STEPS = ((5, 60.0), (25, 60.0), (50, 60.0))
+# A slowdown below this share of the stable latency does not fail a release.
+LATENCY_MARGIN = 0.2
+
+
+def _metric(data: dict[str, Any]) -> dict[str, Any]:
+    kind = data.get("kind", "")
+    return {
+        "name": data.get("name", ""),
+        "kind": kind,
+        "query": (data.get("query") or "").strip(),
+        "worse": data.get("worse", "lower" if kind == "business" else "higher"),
+        "margin": float(data.get("margin", LATENCY_MARGIN if kind == "latency" else 0.0)),
+        "quantile": float(data.get("quantile", 0.99)),
+        "limit": None if data.get("limit") is None else float(data["limit"]),
+    }
+
+
+def _judged(release: dict[str, Any]) -> dict[str, Any]:
+    """What a judged release goes by (docs/design.md, section 8)."""
+    canary, blue_green, analysis = (release.get(key) or {} for key in ("canary", "blue_green", "analysis"))
+    cohort, sticky = canary.get("cohort") or {}, canary.get("sticky", "cookie")
+    steps = [
+        {"weight": step["weight"], "duration": _seconds(step, "duration", 60.0)}
+        for step in canary.get("steps") or []
+        if step and "weight" in step
+    ]
+    metrics = [_metric(metric) for metric in analysis.get("metrics") or [] if metric]
+    return {
+        "canary": {
+            "steps": steps or [{"weight": weight, "duration": duration} for weight, duration in DEFAULT_STEPS],
+            # Names of headers do not depend on case; Envoy wants them in lower case.
+            "sticky": sticky.lower(),
+            "cohort": {"header": cohort.get("header", "").lower(), "value": cohort.get("value", "")},
+            "instances": canary.get("instances", 0),
+        },
+        "blue_green": {
+            "bake": _seconds(blue_green, "bake", 60.0),
+            "mirror": {"percent": float((blue_green.get("mirror") or {}).get("percent", 0.0))},
+        },
+        "rollback_window": _seconds(release, "rollback_window", 300.0),
+        "analysis": {
+            "interval": _seconds(analysis, "interval", 30.0),
+            "alpha": float(analysis.get("alpha", 0.05)),
+            "min_requests": analysis.get("min_requests", 100),
+            "metrics": metrics or [_metric({"name": kind, "kind": kind}) for kind in ("errors", "latency")],
+        },
+    }
+
+
 def service_index(mesh_port: int | None) -> int:
     """The number of a service, from its port: unlike a rank it does not change when other services come and go."""
     return ((mesh_port or MESH_PORTS[0]) - MESH_PORTS[0]) // SLOTS
@@ -249,6 +300,7 @@ def build_service(document: Document, folder: Path) -> Service:
                 "path": verify.get("path", routes[0]["prefix"] if routes else ""),
                 "requests": verify.get("requests", 20),
             },
+            **_judged(release),
         },
         "slo": {
             "availability": float(slo.get("availability", 99.9)),

@@ -273,6 +273,7 @@ def check_service(topology: Topology, service: Service) -> None:
     _check_instances(topology, service)
     _check_routes(service)
     _check_verify(service)
+    _check_release(service)
 
 
 def _refused(service: Service, *path: Any) -> bool:
@@ -357,6 +358,70 @@ def _check_verify(service: Service) -> None:
         service.document.report(
             ("release", "verify", "path"), "not on a route of this service", show(data["path"]), choices(prefixes)
         )
+
+
+# What is filled into a query; "$" before anything but a name is left alone, as in the end of a regular expression.
+PLACEHOLDERS = ("service", "pool", "window")
+_PLACEHOLDER = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
+# The gateway uses it to lead our own tests to the candidates, and takes it from everybody else.
+TEST_HEADER = "x-causeway-pool"
+
+
+def _check_release(service: Service) -> None:
+    """Rules of a judged release; they hold whatever the strategy is, so that a change of it brings no surprise."""
+    data, report = (service.document.data or {}).get("release") or {}, service.document.report
+    canary, path = data.get("canary") or {}, ("release", "canary")
+    last = 0
+    for number, step in enumerate(canary.get("steps") or []):
+        weight = (step or {}).get("weight")
+        if weight is None:
+            continue
+        if weight <= last:
+            may = f"{last + 1} to 99" if last < 99 else "no further step"
+            report((*path, "steps", number, "weight"), "steps do not rise", str(weight), may)
+        last = max(last, weight)
+    if canary.get("sticky", "").lower() == f"header:{TEST_HEADER}":
+        report((*path, "sticky"), "a header of the platform's own", show(canary["sticky"]), "any other header")
+    cohort = canary.get("cohort") or {}
+    if cohort.get("header", "").lower() == TEST_HEADER:
+        report((*path, "cohort", "header"), "a header of the platform's own", TEST_HEADER, "any other header")
+    if bool(cohort.get("header")) != bool(cohort.get("value")) and not _refused(service, *path, "cohort"):
+        got = "header" if cohort.get("header") else "value"
+        report((*path, "cohort"), "one half of a cohort", f"only {got}", "both header and value, or neither")
+    if canary.get("instances", 0) > service.count and not _refused(service, "instances"):
+        may = f"0 (as many as the largest weight needs) to {service.count}, the number of stable instances"
+        report((*path, "instances"), "more candidates than stable instances", str(canary["instances"]), may)
+    names: set[str] = set()
+    for number, metric in enumerate((data.get("analysis") or {}).get("metrics") or []):
+        where = ("release", "analysis", "metrics", number)
+        name = (metric or {}).get("name")
+        if name in names:
+            report((*where, "name"), "given twice", show(name), "each name once")
+        names |= {name} if name else set()
+        _check_metric(service, where, metric or {})
+
+
+def _check_metric(service: Service, where: tuple[Any, ...], metric: dict[str, Any]) -> None:
+    report, kind, query = service.document.report, metric.get("kind"), metric.get("query")
+    if kind in ("errors", "latency"):
+        if query is not None:
+            may = "no query: the platform has its own; only saturation and business metrics have one"
+            report((*where, "query"), f"a query for {kind}", show(query), may)
+        if metric.get("worse") == "lower":
+            report((*where, "worse"), f"fewer {kind} are not worse", "lower", "higher")
+    elif kind in ("saturation", "business") and not _refused(service, *where, "query"):
+        wanted = _PLACEHOLDER.findall(query or "")
+        if not (query or "").strip():
+            may = "PromQL that yields one number for each $pool"
+            report(where, "the key query is missing", None, may)
+        elif "pool" not in wanted:
+            may = "a query with $pool: it is asked once for stable and once for candidate"
+            report((*where, "query"), "the query does not tell the pools apart", show(query), may)
+        for unknown in sorted(set(wanted) - set(PLACEHOLDERS)):
+            may = choices(f"${one}" for one in PLACEHOLDERS)
+            report((*where, "query"), f"unknown placeholder{suggest(unknown, PLACEHOLDERS)}", f"${unknown}", may)
+    if "quantile" in metric and kind not in (None, "latency"):
+        report((*where, "quantile"), f"a quantile of {kind}", show(metric["quantile"]), "with kind latency only")
 
 
 def under(path: str, prefix: str) -> bool:

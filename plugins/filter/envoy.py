@@ -32,8 +32,9 @@ def envoy_gateway(
     hosts: Mapping[str, Any],
     regions: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    pool_secret: str = "",
 ) -> dict[str, Any]:
-    platform = proxies.Platform(domain, hosts, dict(services), regions or {})
+    platform = proxies.Platform(domain, hosts, dict(services), regions or {}, str(pool_secret or ""))
     return {
         proxies.GATEWAY: _call(lambda: proxies.gateway(host, platform, Settings.parse(settings))),
     }

@@ -17,7 +17,7 @@ STABLE = "stable"
 CANDIDATE = "candidate"
 CANDIDATE_SLOT = 5  # the candidate of slot n runs in slot n + 5
 MAX_SLOT = 9
-TOKEN_HEADER = "x-causeway-pool"  # noqa: S105 - a header's name
+TOKEN_HEADER = "x-causeway-pool"
 TOKEN_LENGTH = 32
 
 

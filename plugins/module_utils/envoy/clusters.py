@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ..pools import CANDIDATE, STABLE
 from .common import (
     RUN_ROOT,
     XDS_ROOT,
@@ -20,7 +21,7 @@ from .common import (
 from .settings import Settings
 from .tls import client
 
-POOLS = ("stable", "candidate")
+POOLS = (STABLE, CANDIDATE)
 ADMIN = "admin"
 TELEMETRY = "telemetry"
 _PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"

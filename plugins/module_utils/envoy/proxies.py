@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from .. import pools as pool_shapes
 from . import bootstrap as boot
 from .clusters import POOLS, admin, application, pool_name, service_pool, telemetry
 from .common import CLUSTER, LISTENER, RUN_ROOT, XDS_ROOT, EnvoyConfigError, Json, discovery
@@ -18,6 +19,8 @@ from .tls import secrets, spiffe
 
 GATEWAY = "gateway"
 DEFAULT_BUDGET = 20.0
+# Group that Envoy and the node agent share: who may read a file with a token in it.
+READERS = "causeway-envoy"
 DOCUMENTS = ("bootstrap", "cds", "check", "lds", "local", "sds-identity", "sds-trust")
 
 
@@ -29,6 +32,8 @@ class Platform:
     hosts: Mapping[str, Json]
     services: dict[str, Json]
     regions: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    # From which the tokens of the header x-causeway-pool derive; "" for none.
+    pool_secret: str = dataclasses.field(default="", repr=False)
 
 
 def _host(hosts: Mapping[str, Json], name: str) -> Json:
@@ -57,7 +62,10 @@ def _documents(
     pools: dict[str, Json],
     routes: dict[str, Json],
     settings: Settings,
+    checked_routes: dict[str, Json] | None = None,
 ) -> Json:
+    """All documents; `checked_routes` stand for the routes in the document to check when those hold tokens."""
+    private = checked_routes is not None
     return {
         "bootstrap": boot.bootstrap(proxy, host, settings),
         "lds": discovery(LISTENER, listeners),
@@ -65,7 +73,7 @@ def _documents(
         **secrets(identity),
         "local": boot.local_cluster(proxy, local),
         "check": boot.check_document(
-            proxy, host, listeners=listeners, clusters=clusters, routes=routes, settings=settings
+            proxy, host, listeners=listeners, clusters=clusters, routes=checked_routes or routes, settings=settings
         ),
         "targets": _targets(proxy, listeners),
         "proxy": {
@@ -74,6 +82,7 @@ def _documents(
             "output": f"{XDS_ROOT}/{proxy}",
             "clusters": pools,
             "routes": routes,
+            **({"group": READERS} if private else {}),
         },
         "group": f"causeway-tls-{identity}",
     }
@@ -83,8 +92,10 @@ def gateway(host_name: str, platform: Platform, settings: Settings) -> Json:
     """Documents of the gateway of one host: bootstrap, lds, cds, sds, local, check, proxy (for the agent), group."""
     domain, hosts, services = platform.domain, platform.hosts, platform.services
     host = _host(hosts, host_name)
-    route_configuration = gateway_routes(services, settings)
     public = {name: service for name, service in services.items() if service.get("routes")}
+    tokens = {name: pool_shapes.pool_token(platform.pool_secret, name) for name in public}
+    # Envoy checks a copy without the tokens: it is staged like any other file, and shown in diffs.
+    redacted = dict.fromkeys(public, "0" * pool_shapes.TOKEN_LENGTH) if platform.pool_secret else None
     pools: dict[str, Json] = {}
     clusters: list[Json] = []
     for name in sorted(public):
@@ -115,7 +126,8 @@ def gateway(host_name: str, platform: Platform, settings: Settings) -> Json:
         listeners=listeners,
         clusters=clusters,
         pools=pools,
-        routes={"gateway": route_configuration},
+        routes={"gateway": gateway_routes(services, settings, tokens)},
+        checked_routes={"gateway": gateway_routes(services, settings, redacted)} if redacted is not None else None,
         settings=settings,
     )
 
@@ -151,7 +163,9 @@ def sidecar(host_name: str, service_name: str, platform: Platform, settings: Set
     allowed = callers(service_name, services, domain)
     listeners: list[Json] = []
     clusters: list[Json] = []
-    for instance in sorted((i for i in placed if i["host"] == host_name), key=lambda i: int(i["slot"])):
+    here = [instance for instance in placed if instance["host"] == host_name]
+    # Ready for a candidate of each instance from the beginning: a release changes no listener.
+    for instance in sorted([*here, *pool_shapes.mirrored_slots(here)], key=lambda i: int(i["slot"])):
         slot = int(instance["slot"])
         listeners.append(inbound_listener(proxy, service, instance, allowed, settings))
         clusters.append(application(f"inbound_{slot}", f"{network}.{10 + slot}", service["port"], settings))
@@ -162,7 +176,7 @@ def sidecar(host_name: str, service_name: str, platform: Platform, settings: Set
         if callee is None:
             raise EnvoyConfigError(f"service {service_name}: calls {call['service']!r}, which does not exist")
         name = outbound_name(call["service"])
-        routes[name] = outbound_routes(call, settings)
+        routes[name] = outbound_routes(call, callee, settings)
         listeners.append(outbound_listener(proxy, service, call, address=f"{network}.1", settings=settings))
         for pool in POOLS:
             pools[pool_name(call["service"], pool)] = {"service": call["service"], "pool": pool}
@@ -207,11 +221,15 @@ def files(proxies: Mapping[str, Json]) -> dict[str, Json]:
 
 def agent_files(proxies: Mapping[str, Json]) -> dict[str, Json]:
     """What the node agent reads, as the files of one config_tree (paths relative to /)."""
-    return {
-        f"etc/causeway/agent/{folder}.d/{proxy}.json": {"content": documents[name]}
-        for proxy, documents in sorted(proxies.items())
-        for folder, name in (("proxies", "proxy"), ("targets", "targets"))
-    }
+    result: dict[str, Json] = {}
+    for proxy, documents in sorted(proxies.items()):
+        result[f"etc/causeway/agent/targets.d/{proxy}.json"] = {"content": documents["targets"]}
+        private = {"mode": "0640", "group": documents["proxy"]["group"], "secret": True}
+        result[f"etc/causeway/agent/proxies.d/{proxy}.json"] = {
+            "content": documents["proxy"],
+            **(private if "group" in documents["proxy"] else {}),
+        }
+    return result
 
 
 def _targets(proxy: str, listeners: Sequence[Json]) -> list[Json]:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..pools import CANDIDATE, STABLE, TOKEN_HEADER
 from .clusters import POOLS, pool_name
 from .common import EnvoyConfigError, Json, duration, header, typed
 from .settings import Settings
@@ -19,6 +21,7 @@ _NEVER_REACHED = "connect-failure,refused-stream,reset-before-request"
 _SAFE = "connect-failure,refused-stream,reset,retriable-status-codes"
 RATE_LIMIT_FILTER = "envoy.filters.http.local_ratelimit"
 _UNLIMITED = 4294967295
+_COOKIE_SECONDS = 86400
 
 
 def path_match(prefix: str) -> Json:
@@ -66,16 +69,108 @@ def retry_policy(retries: Json, safe: bool) -> Json | None:
     return policy
 
 
-def _action(service: str, timeout: float, retries: Json, safe: bool, settings: Settings) -> Json:
-    weights = [{"name": pool_name(service, pool), "weight": 100 if pool == "stable" else 0} for pool in POOLS]
-    action: Json = {
-        "weighted_clusters": {"clusters": weights},
-        "timeout": duration(timeout),
-        "idle_timeout": duration(max(timeout, settings.stream_idle_timeout)),
-    }
-    policy = retry_policy(retries, safe)
+@dataclasses.dataclass(frozen=True)
+class Steering:
+    """How requests find the pools of a service (docs/design.md, section 8). Empty: by weight alone."""
+
+    cookie: str = ""
+    header: str = ""
+    cohort: tuple[str, str] = ("", "")
+    token: str = ""
+    mirror: float = 0.0
+
+    @classmethod
+    def of(cls, service: Json, token: str = "") -> Steering:
+        """What the service's file asks of a gateway; `token` opens the candidate pool to tests."""
+        release = service.get("release") or {}
+        canary = (release.get("canary") or {}) if release.get("strategy") == "canary" else None
+        mirror = (release.get("blue_green") or {}).get("mirror") or {}
+        sticky = "none" if canary is None else str(canary.get("sticky") or "cookie")
+        cohort = (canary or {}).get("cohort") or {}
+        return cls(
+            cookie=f"causeway-{service['name']}" if sticky == "cookie" else "",
+            header=sticky.partition(":")[2] if sticky.startswith("header:") else "",
+            cohort=(str(cohort.get("header") or ""), str(cohort.get("value") or "")),
+            token=token,
+            mirror=float(mirror.get("percent") or 0.0) if release.get("strategy") == "blue_green" else 0.0,
+        )
+
+    @classmethod
+    def between(cls, service: Json) -> Steering:
+        """What it asks of the sidecars of its callers: no cookies, no cohorts and no tests between services."""
+        return cls(header=cls.of(service).header)
+
+    def hash_policy(self) -> list[Json]:
+        """What decides a user's place between the pools; a user without it is placed anew with each request.
+
+        Envoy does not make cookies when it picks a pool (seen with 1.40), so a new user is placed by the request's id,
+        and gets that as cookie: both have the same hash.
+        """
+        if self.cookie:
+            return [{"cookie": {"name": self.cookie}, "terminal": True}, {"header": {"header_name": "x-request-id"}}]
+        return [{"header": {"header_name": self.header}}] if self.header else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One kind of requests of a route: how to tell them, and what is different for them.
+
+    `pool`: the pool they go to whatever the weights are. `needs`: the agent leaves the way out while the candidate
+    pool has no endpoint or no weight.
+    """
+
+    suffix: str = ""
+    match: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pool: str = ""
+    retried: bool = True
+    needs: bool = False
+    cookie: str = ""
+
+
+def ways(steering: Steering) -> list[Way]:
+    """The ways of a route, in the order in which they are tried; the last one takes what is left."""
+    result = []
+    if steering.token:
+        match = {"headers": [_exact(TOKEN_HEADER, steering.token)]}
+        # A test wants to see each failure.
+        result.append(Way("-test", match, CANDIDATE, retried=False))
+    if steering.cohort[0]:
+        result.append(Way("-cohort", {"headers": [_exact(*steering.cohort)]}, CANDIDATE, needs=True))
+    if steering.cookie:
+        present = {"name": steering.cookie, "string_match": {"safe_regex": {"regex": ".+"}}}
+        result.append(Way("-new", {"cookies": [{**present, "invert_match": True}]}, needs=True, cookie=steering.cookie))
+    return [*result, Way()]
+
+
+def _exact(name: str, value: str) -> Json:
+    return {"name": name, "string_match": {"exact": value}}
+
+
+def _set_cookie(name: str) -> Json:
+    value = f"{name}=%REQ(X-REQUEST-ID)%; Max-Age={_COOKIE_SECONDS}; Path=/; Secure; HttpOnly; SameSite=Lax"
+    # Beside the service's own cookies.
+    return header("set-cookie", value, "APPEND_IF_EXISTS_OR_ADD")
+
+
+def _pools(service: str, steering: Steering, safe: bool) -> Json:
+    """By weight. Stable comes first: as the candidate's weight rises, a place can only move to the candidate."""
+    weights = [{"name": pool_name(service, pool), "weight": 100 if pool == STABLE else 0} for pool in POOLS]
+    action: Json = {"weighted_clusters": {"clusters": weights}}
+    policy = steering.hash_policy()
     if policy:
-        action["retry_policy"] = policy
+        action["weighted_clusters"]["use_hash_policy"] = True
+        action["hash_policy"] = policy
+    if safe and steering.mirror > 0:
+        action["request_mirror_policies"] = [
+            {
+                # The agent takes this out while the candidate pool has no endpoint, and once it has weight.
+                "cluster": pool_name(service, CANDIDATE),
+                "runtime_fraction": {
+                    "default_value": {"numerator": round(steering.mirror * 10000), "denominator": "MILLION"}
+                },
+                "disable_shadow_host_suffix_append": True,
+            }
+        ]
     return action
 
 
@@ -89,32 +184,38 @@ def routes_to(
     retries: Json,
     settings: Settings,
     metadata: Json | None = None,
+    steering: Steering | None = None,
 ) -> list[Json]:
     """The Envoy routes of one route of a service: safe methods, the others, and 405 for what is not allowed."""
     path = path_match(prefix)
+    steering = steering or Steering()
     allowed = [method.upper() for method in methods]
-    safe = [method for method in SAFE_METHODS if not allowed or method in allowed]
-    other = [method for method in allowed if method not in SAFE_METHODS]
-    common: Json = {"metadata": {"filter_metadata": {"causeway": metadata}}} if metadata else {}
+    safe_methods = [method for method in SAFE_METHODS if not allowed or method in allowed]
+    other_methods = [method for method in allowed if method not in SAFE_METHODS]
     result: list[Json] = []
-    if safe:
-        result.append(
-            {
-                "name": f"{name}-safe",
-                "match": {**path, "headers": _methods(safe)},
-                "route": _action(service, timeout, retries, True, settings),
-                **common,
-            }
-        )
-    if other or not allowed:
-        result.append(
-            {
-                "name": name,
-                "match": {**path, **({"headers": _methods(other)} if other else {})},
-                "route": _action(service, timeout, retries, False, settings),
-                **common,
-            }
-        )
+
+    def add(way: Way, safe: bool, names: list[str]) -> None:
+        headers = [*(_methods(names) if names else []), *way.match.get("headers", [])]
+        match = {**path, **way.match, **({"headers": headers} if headers else {})}
+        action = {"cluster": pool_name(service, way.pool)} if way.pool else _pools(service, steering, safe)
+        action["timeout"] = duration(timeout)
+        action["idle_timeout"] = duration(max(timeout, settings.stream_idle_timeout))
+        policy = retry_policy(retries, safe) if way.retried else None
+        if policy:
+            action["retry_policy"] = policy
+        notes = {**(metadata or {}), **({"needs": pool_name(service, CANDIDATE)} if way.needs else {})}
+        entry: Json = {"name": f"{name}{way.suffix}{'-safe' if safe else ''}", "match": match, "route": action}
+        if notes:
+            entry["metadata"] = {"filter_metadata": {"causeway": notes}}
+        if way.cookie:
+            entry["response_headers_to_add"] = [_set_cookie(way.cookie)]
+        result.append(entry)
+
+    for way in ways(steering):
+        if safe_methods:
+            add(way, True, safe_methods)
+        if other_methods or not allowed:
+            add(way, False, other_methods)
     if allowed:
         result.append(
             {
@@ -194,8 +295,8 @@ def _retry_after(route: Json) -> str:
     return str(max(1, math.ceil(float(limit.get("per", 1)) / requests)))
 
 
-def gateway_routes(services: dict[str, Json], settings: Settings) -> Json:
-    """RouteConfiguration of the gateway, weights at 100 % stable."""
+def gateway_routes(services: dict[str, Json], settings: Settings, tokens: Mapping[str, str] | None = None) -> Json:
+    """RouteConfiguration of the gateway, weights at 100 % stable. `tokens`: by service, for tests of its candidates."""
     routes = public_routes(services)
     entries: list[Json] = [
         {
@@ -215,12 +316,14 @@ def gateway_routes(services: dict[str, Json], settings: Settings) -> Json:
             retries=route.get("retries") or {},
             settings=settings,
             metadata=metadata,
+            steering=Steering.of(service, (tokens or {}).get(service["name"], "")),
         )
     host: Json = {"name": "public", "domains": list(settings.domains), "routes": entries}
     limits = rate_limits(routes, settings)
     if limits:
         host["typed_per_filter_config"] = {RATE_LIMIT_FILTER: limits}
-    return {"name": "gateway", "virtual_hosts": [host]}
+    # The token is nobody's but ours: it goes no further, right or wrong.
+    return {"name": "gateway", "virtual_hosts": [host], "request_headers_to_remove": [TOKEN_HEADER]}
 
 
 def outbound_name(service: str) -> str:
@@ -228,7 +331,7 @@ def outbound_name(service: str) -> str:
     return f"outbound_{service}"
 
 
-def outbound_routes(call: Json, settings: Settings) -> Json:
+def outbound_routes(call: Json, callee: Json, settings: Settings) -> Json:
     """RouteConfiguration of a sidecar towards one called service."""
     name = outbound_name(call["service"])
     routes = routes_to(
@@ -239,6 +342,7 @@ def outbound_routes(call: Json, settings: Settings) -> Json:
         timeout=float(call.get("timeout", 5.0)),
         retries=call.get("retries") or {},
         settings=settings,
+        steering=Steering.between(callee),
     )
     return {"name": name, "virtual_hosts": [{"name": call["service"], "domains": ["*"], "routes": routes}]}
 

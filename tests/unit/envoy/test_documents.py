@@ -63,7 +63,7 @@ def test_the_gateway_has_clusters_for_public_services_only() -> None:
 
 def test_the_sidecar_knows_its_instances_and_its_callees() -> None:
     documents = sidecar("orders")
-    assert sorted(by_name(documents["lds"])) == ["inbound_0", "metrics", "outbound_catalog"]
+    assert sorted(by_name(documents["lds"])) == ["inbound_0", "inbound_5", "metrics", "outbound_catalog"]
     inbound = by_name(documents["lds"])["inbound_0"]["address"]["socket_address"]
     assert inbound == {"address": "10.77.1.31", "port_value": 7110}
     outbound = by_name(documents["lds"])["outbound_catalog"]

@@ -282,6 +282,9 @@ def test_traffic_flows_and_targets_are_written(lab: Lab) -> None:
 
 
 def test_weights_are_acknowledged_by_both_proxies_quickly(lab: Lab) -> None:
+    # Without candidates their weight would go to the stable pool, and no file would change.
+    lab.add_instance("orders-5", slot=5, instance="a1-5", port=lab.upstream.port, address="127.0.0.2", pool="candidate")
+    wait("candidate", lambda: all(lab.endpoints(host, "candidate") == {"a1-5": "HEALTHY"} for host in ("a1", "a2")))
     seconds = []
     for weight in range(20):
         value = json.dumps({"weights": {"stable": 100 - weight, "candidate": weight}})
@@ -295,6 +298,8 @@ def test_weights_are_acknowledged_by_both_proxies_quickly(lab: Lab) -> None:
     revision = lab.client.put(f"{PREFIX}traffic/orders", value)
     wait("equal content", lambda: lab.acked(revision))
     lab.client.delete(f"{PREFIX}traffic/orders")
+    (lab.root / "a1/instances.d/orders-5.json").unlink()
+    wait("removed", lambda: lab.endpoints("a2", "candidate") == {} and lab.instance(5) is None)
     assert statistics.median(seconds) < 1.0
 
 

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import grp
 import http.server
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -415,3 +417,32 @@ def test_check_option_prints_one_sentence(package: Path, tmp_path: Path) -> None
         check=False,
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "etcd" in done.stderr
+
+
+def test_files_that_nobody_names_or_uses_are_removed(tmp_path: Path) -> None:
+    writer = XdsWriter(tmp_path)
+    documents = {
+        f"{kind}/{name}.json": document({"name": name}, frozenset([name])) for kind in ("eds", "rds") for name in "ab"
+    }
+    writer.write(documents)
+    (tmp_path / "eds/notes.txt").write_text("not ours")
+    left = {name: item for name, item in documents.items() if "/a" in name}
+    assert writer.purge(left, {"eds/b.json"}, 60.0) == 0, "not at once"
+    assert writer.purge(left, {"eds/b.json"}) == 1
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.json", "a.json", "b.json", "notes.txt"]
+    assert writer.purge(left, set()) == 1
+    assert writer.write(documents) == (2, []), "what comes back is written again"
+    assert XdsWriter(tmp_path).purge({}, ()) == 4, "left by an earlier run"
+
+
+def test_private_files_are_for_one_group(tmp_path: Path) -> None:
+    group = grp.getgrgid(os.getgroups()[-1] if os.getgroups() else os.getgid())
+    documents = {"rds/a.json": document({"token": "x"}, frozenset(["a"]))}
+    assert XdsWriter(tmp_path).write(documents) == (1, [])
+    writer = XdsWriter(tmp_path, group.gr_name)
+    assert writer.write(documents) == (1, []), "readable for everybody until now"
+    status = (tmp_path / "rds/a.json").stat()
+    assert (status.st_mode & 0o777, status.st_gid) == (0o640, group.gr_gid)
+    assert writer.write(documents) == (0, [])
+    count, failures = XdsWriter(tmp_path, "no-such-group").write(documents)
+    assert count == 0 and "no-such-group does not exist" in failures[0]

@@ -191,6 +191,13 @@ def test_a_snapshot_covers_deletes_that_were_missed() -> None:
     assert state.revision_of("orders") == 42
 
 
+def released(*hosts: str) -> RegistryState:
+    """Stable instances on the hosts, and a candidate of each."""
+    state = started(*hosts)
+    state.apply([put(host, 6, 5, pool="candidate") for host in hosts], 0.5)
+    return state
+
+
 def weights(state: RegistryState) -> list[int]:
     content = state.proxy_view(PROXY, "north", 1.0).documents["rds/main.json"].content
     route = json.loads(content)["resources"][0]["virtual_hosts"][0]["routes"][0]["route"]
@@ -210,18 +217,107 @@ def weights(state: RegistryState) -> list[int]:
     ],
 )
 def test_weights(value: bytes | None, expected: list[int]) -> None:
-    state = started("app1")
+    state = released("app1")
     if value is not None:
         state.apply([Change("traffic/orders", value, 6)], 1.0)
     assert weights(state) == expected
 
 
 def test_a_bad_traffic_value_keeps_the_last_good_one_and_is_reported() -> None:
-    state = started("app1")
-    state.apply([Change("traffic/orders", b'{"weights": {"stable": 30, "candidate": 70}}', 6)], 1.0)
-    state.apply([Change("traffic/orders", b"{}", 7)], 1.0)
+    state = released("app1")
+    state.apply([Change("traffic/orders", b'{"weights": {"stable": 30, "candidate": 70}}', 7)], 1.0)
+    state.apply([Change("traffic/orders", b"{}", 8)], 1.0)
     assert weights(state) == [30, 70]
     assert state.rejected == ["traffic/orders"]
+
+
+def split(candidate: int, revision: int) -> Change:
+    value = json.dumps({"weights": {"stable": 100 - candidate, "candidate": candidate}})
+    return Change("traffic/orders", value.encode(), revision)
+
+
+@pytest.mark.parametrize("weight", [5, 100])
+def test_candidates_that_are_all_gone_give_their_weight_back_and_their_pool_ends_empty(weight: int) -> None:
+    state = released("app1", "app2")
+    state.apply([split(weight, 7)], 1.0)
+    state.apply([gone("app1", 8, 5)], 2.0)
+    assert weights(state) == [100 - weight, weight]
+    state.apply([gone("app2", 9, 5)], 3.0)
+    assert endpoints(state, cluster="orders_candidate") == {}
+    assert weights(state) == [100, 0]
+    assert state.proxy_view(PROXY, "north", 4.0).revisions == {"orders": 9}
+    state.apply([put("app1", 10, 5, pool="candidate")], 5.0)
+    assert weights(state) == [100 - weight, weight], "the weights are still what the release said"
+
+
+def test_candidates_lost_with_their_hosts_keep_their_weight_and_endpoints() -> None:
+    state = released("app1")
+    state.apply([split(100, 7)], 1.0)
+    state.apply([agent("app1", 8, alive=False), gone("app1", 8, 5)], 2.0)
+    assert endpoints(state, cluster="orders_candidate") == {"10.0.0.1": "HEALTHY"}
+    assert weights(state) == [0, 100]
+
+
+def test_a_stable_pool_that_is_gone_does_not_promote_the_candidates() -> None:
+    state = released("app1")
+    state.apply([gone("app1", 7)], 1.0)
+    assert weights(state) == [100, 0]
+
+
+def test_draining_candidates_take_no_new_requests() -> None:
+    state = released("app1")
+    state.apply([split(50, 7), Change("drains/orders/app1/5", b"{}", 8)], 1.0)
+    assert weights(state) == [100, 0]
+    assert endpoints(state, cluster="orders_candidate") == {"10.0.0.1": "DRAINING"}
+
+
+def ways_of(state: RegistryState) -> tuple[list[str], list[str]]:
+    """Names of the routes that are left, and the clusters that are mirrored to."""
+    route = {
+        "name": "main",
+        "virtual_hosts": [
+            {
+                "name": "all",
+                "domains": ["*"],
+                "routes": [
+                    {"name": "test", "match": {"prefix": "/"}, "route": {"cluster": "orders_candidate"}},
+                    {
+                        "name": "cohort",
+                        "match": {"prefix": "/"},
+                        "route": {"cluster": "orders_candidate"},
+                        "metadata": {"filter_metadata": {"causeway": {"needs": "orders_candidate"}}},
+                    },
+                    {
+                        "name": "all",
+                        "match": {"prefix": "/"},
+                        "route": {
+                            "weighted_clusters": {
+                                "clusters": [{"name": "orders_stable"}, {"name": "orders_candidate"}]
+                            },
+                            "request_mirror_policies": [{"cluster": "orders_candidate"}, {"cluster": "somewhere_else"}],
+                        },
+                    },
+                ],
+            }
+        ],
+    }
+    proxy = Proxy("gateway", "/sock", Path("/xds"), PROXY.clusters, {"main": route})
+    document = state.proxy_view(proxy, "north", 100.0).documents["rds/main.json"]
+    assert document.services == {"orders"}
+    routes = json.loads(document.content)["resources"][0]["virtual_hosts"][0]["routes"]
+    mirrors = [policy["cluster"] for policy in routes[-1]["route"].get("request_mirror_policies", [])]
+    return [route["name"] for route in routes], mirrors
+
+
+def test_cohorts_and_mirroring_follow_the_candidates() -> None:
+    state = started("app1")
+    assert ways_of(state) == (["test", "all"], ["somewhere_else"]), "no release"
+    state.apply([put("app1", 6, 5, pool="candidate")], 1.0)
+    assert ways_of(state) == (["test", "all"], ["orders_candidate", "somewhere_else"]), "candidates are tested"
+    state.apply([split(5, 7)], 2.0)
+    assert ways_of(state) == (["test", "cohort", "all"], ["somewhere_else"]), "candidates take traffic"
+    state.apply([gone("app1", 8, 5)], 3.0)
+    assert ways_of(state) == (["test", "all"], ["somewhere_else"]), "they died"
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ class Proxy:
     output: Path
     clusters: dict[str, tuple[str, str]]
     routes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # The group that may read the files, when others may not (routes with a token in them); "" for everybody.
+    group: str = ""
 
     @property
     def services(self) -> list[str]:
@@ -261,7 +263,8 @@ def parse_proxy(where: str, data: Any) -> Proxy:
     output = Path(_get(where, item, "output", str))
     if not output.is_absolute():
         raise ConfigError(f"{where}: output is {str(output)!r}; it must be an absolute path")
-    return Proxy(_name(where, item, "proxy", PROXY), _get(where, item, "admin", str), output, clusters, routes)
+    group = _get(where, item, "group", str, "")
+    return Proxy(_name(where, item, "proxy", PROXY), _get(where, item, "admin", str), output, clusters, routes, group)
 
 
 def parse_targets(where: str, data: Any) -> list[dict[str, Any]]:

@@ -229,7 +229,7 @@ class Agent:
             for name, worker in list(self._workers.items()):
                 new = wanted.get(name)
                 if new is None or (new.admin, new.output) != (worker.proxy.admin, worker.proxy.output):
-                    worker.stop()
+                    worker.stop(removed=new is None)
                     worker.thread.join(5.0)
                     del self._workers[name]
             for name, proxy in wanted.items():

@@ -17,6 +17,8 @@ from causeway_agent.xds import EnvoyAdmin, EnvoyDown, EnvoySilent, XdsWriter, ac
 
 FIRST_POLL, SLOWEST_POLL = 0.005, 1.0
 DRAIN_POLL, IDLE_POLL = 0.2, 2.0
+# An Envoy that starts has no clusters yet for a moment; what it then needs must not vanish under it.
+PURGE_AFTER = 60.0
 
 
 class ProxyWorker:
@@ -28,10 +30,10 @@ class ProxyWorker:
         self._proxy_key, self._ack_key = keys.format("proxies"), keys.format("acks")
         self._publisher, self._log, self._metrics = publisher, log, metrics
         self._admin = EnvoyAdmin(proxy.admin)
-        self._writer = XdsWriter(proxy.output)
+        self._writer = XdsWriter(proxy.output, proxy.group)
         self._wake = threading.Condition()
         self._next: tuple[ProxyView, bool, float] | None = None
-        self._stop = False
+        self._stop = self._removed = False
         self._view: ProxyView | None = None
         self._known = False
         self._since = 0.0
@@ -48,10 +50,10 @@ class ProxyWorker:
             self._next = (view, known, time.monotonic())
             self._wake.notify()
 
-    def stop(self) -> None:
-        """End and withdraw the registration; the files stay."""
+    def stop(self, removed: bool = False) -> None:
+        """End and withdraw the registration; the files stay, unless the proxy was `removed` and does not run."""
         with self._wake:
-            self._stop = True
+            self._stop, self._removed = True, removed
             self._wake.notify()
 
     @property
@@ -76,6 +78,8 @@ class ProxyWorker:
             if time.monotonic() >= due:
                 delay = self._poll(delay)
                 due = time.monotonic() + delay
+        if self._removed:
+            self._purge_all()
         self._admin.close()
         self._withdraw()
 
@@ -90,6 +94,7 @@ class ProxyWorker:
 
     def _write(self) -> None:
         assert self._view is not None
+        self._writer.group = self.proxy.group
         count, failures = self._writer.write(self._view.documents, only_missing=not self._known)
         name = self.proxy.name
         if count:
@@ -123,6 +128,7 @@ class ProxyWorker:
             return min(SLOWEST_POLL, max(0.2, delay * 2))
         self._set_up(True)
         self._acknowledge(running, active)
+        self._purge(running)
         self._metrics.set("causeway_xds_pending", len(self.pending), proxy=self.proxy.name)
         if self.pending and self._known:
             # 20 ms, then half as long again each time: an Envoy that rejects a file is not asked for ever at this rate.
@@ -157,6 +163,23 @@ class ProxyWorker:
         if services != self._services:
             self._services = services
             self._publisher.set_leased(f"acks/{self.proxy.name}", {self._ack_key: canonical({"services": services})})
+
+    def _purge(self, running: dict[str, set[str]]) -> None:
+        """Files of clusters and routes that have left both the configuration and Envoy."""
+        if self._view is None or not self._known or self.pending or self._failures:
+            return
+        count = self._writer.purge(self._view.documents, running, PURGE_AFTER)
+        if count:
+            self._log.info("xds_purged", proxy=self.proxy.name, files=count)
+
+    def _purge_all(self) -> None:
+        try:
+            self._admin.versions()
+        except EnvoyDown:
+            count = self._writer.purge({}, ())
+            self._log.info("xds_purged", proxy=self.proxy.name, files=count)
+        except EnvoySilent:
+            pass
 
     def _set_up(self, up: bool) -> None:
         if up:

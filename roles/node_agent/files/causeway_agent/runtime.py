@@ -73,14 +73,20 @@ class Backoff:
         self.failures = 0
 
 
-def atomic_write(path: Path, content: bytes, mode: int = 0o644, sync: bool = False) -> None:
-    """Replace path by rename: a reader (Envoy watches for the rename) sees the old or the new file, never half."""
+def atomic_write(path: Path, content: bytes, mode: int = 0o644, sync: bool = False, group: int = -1) -> None:
+    """Replace path by rename: a reader (Envoy watches for the rename) sees the old or the new file, never half.
+
+    `group`: id of the owning group, one of this process's own; -1 keeps the process's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(content)
             handle.flush()
+            # mkstemp has made it unreadable for others: the group comes first.
+            if group != -1:
+                os.fchown(handle.fileno(), -1, group)
             os.fchmod(handle.fileno(), mode)
             if sync:
                 os.fsync(handle.fileno())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ from causeway_agent.runtime import canonical
 
 EDS_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 RDS_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
-DEFAULT_WEIGHTS = {"stable": 100}
+STABLE, CANDIDATE = "stable", "candidate"
+DEFAULT_WEIGHTS = {STABLE: 100}
 # A lost endpoint is a last resort; an hour after its pool lives without it, its address may belong to somebody else.
 FORGET_AFTER = 3600.0
 
@@ -239,12 +240,15 @@ class RegistryState:
         """The documents, revisions and drains for one proxy that stands in `region`."""
         entries = {**self.retained(now), **self.live}
         documents = {}
+        serving = set()
         for cluster, (service, pool) in proxy.clusters.items():
             chosen = {p: e for p, e in entries.items() if e["service"] == service and e["pool"] == pool}
             resource = load_assignment(cluster, chosen, self.drains, region)
             documents[f"eds/{cluster}.json"] = document(resource, frozenset([service]))
+            if any(path not in self.drains for path in chosen):
+                serving.add(cluster)
         for name, route in proxy.routes.items():
-            resource, services = route_configuration(route, proxy.clusters, self.traffic)
+            resource, services = route_configuration(route, proxy.clusters, self.traffic, serving)
             documents[f"rds/{name}.json"] = document(resource, services)
         revisions = {service: self.revision_of(service) for service in proxy.services}
         drains: dict[str, dict[str, str]] = {}
@@ -333,10 +337,35 @@ def route_configuration(
     route: Mapping[str, Any],
     clusters: Mapping[str, tuple[str, str]],
     traffic: Mapping[str, Mapping[str, int]],
+    serving: Collection[str] | None = None,
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    """A copy of the route with weights filled in, and the services it sends to."""
+    """A copy of the route as it holds now, and the services it sends to.
+
+    `serving`: the clusters with an endpoint that is not draining (None: all of them). Weights are filled in; a route
+    whose metadata `causeway.needs` names a cluster is left out unless that serves and has weight; a pool is mirrored
+    to while it serves and has none.
+    """
     resource: dict[str, Any] = {"@type": RDS_TYPE, **copy.deepcopy(dict(route))}
+    alive = set(clusters) if serving is None else set(serving)
     services: set[str] = set()
+
+    def weight_of(cluster: str) -> int:
+        service, pool = clusters[cluster]
+        return traffic.get(service, DEFAULT_WEIGHTS).get(pool, 0)
+
+    def fits(item: Any) -> bool:
+        needs = _needs(item)
+        if needs in clusters:
+            services.add(clusters[needs][0])
+            return needs in alive and weight_of(needs) > 0
+        return True
+
+    def mirrored(policy: Any) -> bool:
+        cluster = policy.get("cluster") if isinstance(policy, dict) else None
+        if cluster in clusters:
+            services.add(clusters[cluster][0])
+            return cluster in alive and weight_of(cluster) == 0
+        return True
 
     def visit(node: Any) -> None:
         if isinstance(node, list):
@@ -345,11 +374,16 @@ def route_configuration(
             return
         if not isinstance(node, dict):
             return
+        for key, chosen in (("routes", fits), ("request_mirror_policies", mirrored)):
+            if isinstance(node.get(key), list):
+                node[key] = [item for item in node[key] if chosen(item)]
+        if node.get("request_mirror_policies") == []:
+            del node["request_mirror_policies"]
         if isinstance(node.get("cluster"), str) and node["cluster"] in clusters:
             services.add(clusters[node["cluster"]][0])
         weighted = node.get("weighted_clusters")
         if isinstance(weighted, dict) and isinstance(weighted.get("clusters"), list):
-            services.update(_fill(weighted["clusters"], clusters, traffic))
+            services.update(_fill(weighted["clusters"], clusters, traffic, alive))
         for child in node.values():
             visit(child)
 
@@ -357,10 +391,25 @@ def route_configuration(
     return resource, frozenset(services)
 
 
+def _needs(route: Any) -> str:
+    """The cluster that a route's metadata says it needs; "" if none."""
+    try:
+        return str(route["metadata"]["filter_metadata"]["causeway"]["needs"])
+    except (KeyError, TypeError):
+        return ""
+
+
 def _fill(
-    members: list[Any], clusters: Mapping[str, tuple[str, str]], traffic: Mapping[str, Mapping[str, int]]
+    members: list[Any],
+    clusters: Mapping[str, tuple[str, str]],
+    traffic: Mapping[str, Mapping[str, int]],
+    alive: Collection[str],
 ) -> set[str]:
-    """Set the weights of one weighted_clusters list in place; Envoy refuses a sum of 0, so stable takes all then."""
+    """Set the weights of one weighted_clusters list in place; Envoy refuses a sum of 0, so stable takes all then.
+
+    Candidates that are all gone give their weight to a stable pool that serves: a release that dies costs no requests.
+    Never the other way round: only a release decides that a new version takes traffic.
+    """
     known = [m for m in members if isinstance(m, dict) and m.get("name") in clusters]
     for member in known:
         service, pool = clusters[member["name"]]
@@ -368,6 +417,11 @@ def _fill(
     if known and not any(m.get("weight", 0) for m in members if isinstance(m, dict)):
         for member in known:
             member["weight"] = DEFAULT_WEIGHTS.get(clusters[member["name"]][1], 0)
+    for member in known:
+        service, pool = clusters[member["name"]]
+        stable = next((m for m in known if clusters[m["name"]] == (service, STABLE) and m["name"] in alive), None)
+        if pool == CANDIDATE and member["name"] not in alive and stable is not None:
+            stable["weight"], member["weight"] = stable["weight"] + member["weight"], 0
     return {clusters[m["name"]][0] for m in known}
 
 

@@ -10,11 +10,13 @@ keep the old version when it was rejected, and follow a new version of equal con
 from __future__ import annotations
 
 import contextlib
+import grp
 import http.client
 import json
 import re
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,27 +146,58 @@ class EnvoyAdmin:
 
 @dataclass
 class XdsWriter:
-    """Writes documents below a directory, endpoints before routes, and only what differs from the disk."""
+    """Writes documents below a directory, endpoints before routes, and only what differs from the disk.
+
+    With a `group` only its members may read them.
+    """
 
     output: Path
-    _written: dict[str, tuple[str, Signature | None]] = field(default_factory=dict)
+    group: str = ""
+    _written: dict[str, tuple[str, str, Signature | None]] = field(default_factory=dict)
+    _unused: dict[str, float] = field(default_factory=dict)
 
     def write(self, documents: Mapping[str, Document], only_missing: bool = False) -> tuple[int, list[str]]:
         """Return (files written, failures). `only_missing` leaves every existing file alone."""
         count, failures = 0, []
+        try:
+            group, mode = (grp.getgrnam(self.group).gr_gid, 0o640) if self.group else (-1, 0o644)
+        except KeyError:
+            return 0, [f"{self.output}: the group {self.group} does not exist"]
         for name in sorted(documents):
             path, document = self.output / name, documents[name]
             mark = signature(path)
-            if mark is not None and (only_missing or self._written.get(name) == (document.version, mark)):
+            if mark is not None and (only_missing or self._written.get(name) == (document.version, self.group, mark)):
                 continue
             try:
                 same = False
                 with contextlib.suppress(FileNotFoundError):
-                    same = path.read_bytes() == document.content
+                    same = path.read_bytes() == document.content and _owned(path, group, mode)
                 if not same:
-                    atomic_write(path, document.content)
+                    atomic_write(path, document.content, mode, group=group)
                     count += 1
-                self._written[name] = (document.version, signature(path))
+                self._written[name] = (document.version, self.group, signature(path))
             except OSError as error:
                 failures.append(f"{path}: {error.strerror}")
         return count, failures
+
+    def purge(self, documents: Mapping[str, Document], running: Collection[str], after: float = 0.0) -> int:
+        """Remove files that no document has named and Envoy has not used for `after` seconds; return how many."""
+        now = time.monotonic()
+        files = [f"{kind}/{path.name}" for kind in ("eds", "rds") for path in (self.output / kind).glob("*.json")]
+        # An Envoy that still has the cluster would find nothing at its next start, and not ask again.
+        unused = {name for name in files if name not in documents and name not in running}
+        self._unused = {name: self._unused.get(name, now) for name in unused}
+        count = 0
+        for name, since in list(self._unused.items()):
+            if now - since >= after:
+                with contextlib.suppress(OSError):
+                    (self.output / name).unlink()
+                    del self._unused[name]
+                    self._written.pop(name, None)
+                    count += 1
+        return count
+
+
+def _owned(path: Path, group: int, mode: int) -> bool:
+    status = path.stat()
+    return status.st_mode & 0o777 == mode and group in (-1, status.st_gid)

@@ -196,14 +196,14 @@ def routes_to(
 
     def add(way: Way, safe: bool, names: list[str]) -> None:
         headers = [*(_methods(names) if names else []), *way.match.get("headers", [])]
-        match = {**path, **way.match, **({"headers": headers} if headers else {})}
-        action = {"cluster": pool_name(service, way.pool)} if way.pool else _pools(service, steering, safe)
+        match: Json = {**path, **way.match, **({"headers": headers} if headers else {})}
+        action: Json = {"cluster": pool_name(service, way.pool)} if way.pool else _pools(service, steering, safe)
         action["timeout"] = duration(timeout)
         action["idle_timeout"] = duration(max(timeout, settings.stream_idle_timeout))
         policy = retry_policy(retries, safe) if way.retried else None
         if policy:
             action["retry_policy"] = policy
-        notes = {**(metadata or {}), **({"needs": pool_name(service, CANDIDATE)} if way.needs else {})}
+        notes: Json = {**(metadata or {}), **({"needs": pool_name(service, CANDIDATE)} if way.needs else {})}
         entry: Json = {"name": f"{name}{way.suffix}{'-safe' if safe else ''}", "match": match, "route": action}
         if notes:
             entry["metadata"] = {"filter_metadata": {"causeway": notes}}

@@ -126,6 +126,9 @@ class Upstream:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Headers and body in one packet: else each answer waits 40 ms for a delayed acknowledgement.
+            wbufsize = 65536
+            disable_nagle_algorithm = True
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

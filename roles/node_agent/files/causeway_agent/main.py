@@ -69,7 +69,7 @@ class Agent:
         )
         self.mirror = Mirror(self._source, config.prefix, self._snapshot, self._changes, self._lost, log, self.metrics)
         self._state_file = config.state_directory / "registry.json"
-        self.state = RegistryState(grace=config.grace)
+        self.state = RegistryState(grace=config.grace, harmless=config.lease_ttl)
         self._saved, self._save_due = "", 0.0
         self._retained: set[str] = set()
         self._certificates_due = 0.0
@@ -291,7 +291,7 @@ class Agent:
 
     def _lost(self) -> None:
         with self._lock:
-            self.state.disconnected()
+            self.state.disconnected(time.monotonic())
 
     def _refresh(self) -> None:
         """Give every proxy its newest view and write file_sd. Called with the lock held."""
@@ -327,6 +327,7 @@ class Agent:
     def _load_state(self) -> None:
         try:
             self.state = RegistryState.load(json.loads(self._state_file.read_bytes()), self.config.grace)
+            self.state.harmless = self.config.lease_ttl
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,7 +14,9 @@ from causeway_agent.registry import ClientSource, Watch
 from causeway_agent.runtime import Backoff, Log
 from causeway_agent.view import Change
 
-GUARD_INTERVAL = 1.5
+# A member that lost power is noticed after two silent questions: 3.5 s at the latest, before a lost host's lease runs out.
+GUARD_INTERVAL = 0.75
+GUARD_TIMEOUT = 1.0
 AUTH_PAUSE = 2.0
 
 
@@ -101,7 +103,7 @@ class Mirror:
         while self._watch is watch and not self._stop.wait(GUARD_INTERVAL):
             started = time.monotonic()
             try:
-                self._source.client().status(watch.endpoint)
+                self._source.client().status(watch.endpoint, GUARD_TIMEOUT)
                 failures = 0
             except (EtcdError, OSError) as error:
                 failures += 1

@@ -6,7 +6,7 @@ Which endpoints a proxy gets (docs/design.md, section 4):
 
 * a key that vanishes while its owner's `agents/<host>` is present was deleted on purpose: it acts at once;
 * a key that vanishes together with `agents/<host>` was lost with its lease: it is kept while a lost connection is less
-  than `grace` seconds back, or while no other live endpoint of its pool remains.
+  than `grace` seconds back that may have cost others their leases, or while no other live endpoint of its pool remains.
 """
 
 from __future__ import annotations
@@ -116,6 +116,9 @@ class RegistryState:
     revision: int = 0
     revisions: dict[str, int] = field(default_factory=dict)
     grace_until: float = 0.0
+    # A connection that moves to another member within this time has cost nobody a lease.
+    harmless: float = 4.0
+    parted: float = float("-inf")
     rejected: list[str] = field(default_factory=list)
 
     # --- input ---------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ class RegistryState:
     def snapshot(self, changes: Iterable[Change], revision: int, now: float) -> None:
         """Take over a full read at `revision`."""
         before = self.live
-        after_gap = self.known and not self.connected
+        after_gap = self.known and not self.connected and now - self.parted > self.harmless
         self.live, self.drains, self.traffic, self.agents, self.targets = {}, set(), {}, set(), {}
         for change in changes:
             self._put(change)
@@ -147,7 +150,9 @@ class RegistryState:
             pending.append(change)
         self._apply_revision(pending, now)
 
-    def disconnected(self) -> None:
+    def disconnected(self, now: float) -> None:
+        if self.connected:
+            self.parted = now
         self.connected = False
 
     def _apply_revision(self, changes: list[Change], now: float) -> None:
@@ -361,7 +366,7 @@ def route_configuration(
         return True
 
     def mirrored(policy: Any) -> bool:
-        cluster = policy.get("cluster") if isinstance(policy, dict) else None
+        cluster = str(policy.get("cluster")) if isinstance(policy, dict) else ""
         if cluster in clusters:
             services.add(clusters[cluster][0])
             return cluster in alive and weight_of(cluster) == 0

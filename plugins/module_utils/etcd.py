@@ -733,9 +733,9 @@ class EtcdClient:
 
     # --- the cluster --------------------------------------------------------------------------------------------
 
-    def status(self, endpoint: str = "") -> Status:
+    def status(self, endpoint: str = "", timeout: float | None = None) -> Status:
         """What one member (by default: any) says of itself; works without quorum."""
-        target, answer = self._call_at("/v3/maintenance/status", {}, endpoint)
+        target, answer = self._call_at("/v3/maintenance/status", {}, endpoint, timeout)
         header = answer.get("header", {})
         return Status(
             endpoint=target,

@@ -6,7 +6,7 @@
 set -euo pipefail
 out=$1 state=$2 python=$3
 self=$(cd "$(dirname "$0")" && pwd)
-releases=(1.0.0 1.1.0 1.2.0-unhealthy 1.3.0-broken)
+releases=(1.0.0 1.1.0 1.2.0-unhealthy 1.3.0-broken 1.4.0-flaky 1.5.0-slow)
 services=(catalog orders)
 packages=python3-aiohttp,python3-uvloop,ca-certificates
 mkdir -p "$out" "$state/networks"

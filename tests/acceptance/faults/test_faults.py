@@ -158,10 +158,12 @@ def test_a_lost_host_costs_no_read(
     with traffic() as load:
         watchers = Watchers(inventory, one, HOST + 5, without=[one["host"]])
         since = time.time()
-        fault(action=how, a=one["host"])
-        assert watchers.slowest(since) < HOST
-        time.sleep(3)
-        fault(action="power_on" if how == "power_off" else "heal", a=one["host"])
+        try:
+            fault(action=how, a=one["host"])
+            assert watchers.slowest(since) < HOST
+            time.sleep(3)
+        finally:
+            fault(action="power_on" if how == "power_off" else "heal", a=one["host"])
         whole()
     assert load.summary["failed"] == 0, load.summary["failures"]
 

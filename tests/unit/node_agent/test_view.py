@@ -119,23 +119,30 @@ def test_agent_that_returns_without_an_instance_settles_it() -> None:
 
 def test_removals_wait_for_grace_after_a_lost_connection() -> None:
     state = started("app1", "app2")
-    state.disconnected()
+    state.disconnected(50.0)
     state.snapshot([agent("app2", 5), put("app2", 5)], 9, 100.0)
     assert set(endpoints(state, 100.1)) == {"10.0.0.1", "10.0.0.2"}
     assert set(endpoints(state, 109.9)) == {"10.0.0.1", "10.0.0.2"}
     assert set(endpoints(state, 110.1)) == {"10.0.0.2"}
 
 
+def test_a_connection_that_moves_to_another_member_costs_no_time() -> None:
+    state = started("app1", "app2")
+    state.disconnected(97.0)
+    state.snapshot([agent("app2", 5), put("app2", 5)], 9, 100.0)
+    assert set(endpoints(state, 100.1)) == {"10.0.0.2"}
+
+
 def test_explicit_delete_during_a_lost_connection_acts_at_once() -> None:
     state = started("app1", "app2")
-    state.disconnected()
+    state.disconnected(50.0)
     state.snapshot([agent("app1", 5), agent("app2", 5), put("app2", 5)], 9, 100.0)
     assert set(endpoints(state, 100.0)) == {"10.0.0.2"}
 
 
 def test_everything_lost_keeps_everything() -> None:
     state = started("app1", "app2")
-    state.disconnected()
+    state.disconnected(50.0)
     state.snapshot([], 1, 100.0)
     assert set(endpoints(state, 500.0)) == {"10.0.0.1", "10.0.0.2"}
 
@@ -186,7 +193,7 @@ def test_every_event_moves_the_revision_of_its_service_only(change: Change, serv
 
 def test_a_snapshot_covers_deletes_that_were_missed() -> None:
     state = started("app1")
-    state.disconnected()
+    state.disconnected(50.0)
     state.snapshot([agent("app1", 5), put("app1", 5)], 42, 1.0)
     assert state.revision_of("orders") == 42
 

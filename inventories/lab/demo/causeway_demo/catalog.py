@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from causeway_demo.common import refuse_if_broken, reply
+from causeway_demo.common import misbehave, reply
 
 NAMES = ("anchor", "beacon", "capstan", "davit", "echo sounder", "fender", "gangway", "hawser")
 
 
 async def item(request: web.Request) -> web.Response:
-    refuse_if_broken(request)
+    await misbehave(request)
     try:
         number = int(request.match_info["id"])
     except ValueError:

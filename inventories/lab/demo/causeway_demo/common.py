@@ -153,10 +153,17 @@ def reply(request: web.Request, body: dict[str, Any], status: int = 200) -> web.
     )
 
 
-def refuse_if_broken(request: web.Request) -> None:
-    """Release 1.3.0-broken: healthy, but its route fails."""
-    if request.app[SETTINGS].behaviour == "broken":
+async def misbehave(request: web.Request) -> None:
+    """Bad releases on purpose, all of them healthy: 1.3.0-broken fails on its route, 1.4.0-flaky for one id in twenty,
+    and 1.5.0-slow takes 0.4 s longer for one id in twenty.
+    """
+    behaviour = request.app[SETTINGS].behaviour
+    number = request.match_info.get("id", "")
+    unlucky = number.isdigit() and int(number) % 20 == 7
+    if behaviour == "broken" or (behaviour == "flaky" and unlucky):
         raise web.HTTPInternalServerError(reason="this release is broken on purpose")
+    if behaviour == "slow" and unlucky:
+        await asyncio.sleep(0.4)
 
 
 async def healthz(request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from causeway_demo.common import outbound_headers, refuse_if_broken, reply
+from causeway_demo.common import misbehave, outbound_headers, reply
 
 REMEMBERED = 10_000
 CLIENT: web.AppKey[aiohttp.ClientSession] = web.AppKey("client", aiohttp.ClientSession)
@@ -30,7 +30,7 @@ async def catalog_item(request: web.Request, number: int) -> dict[str, Any]:
 
 
 async def get_order(request: web.Request) -> web.Response:
-    refuse_if_broken(request)
+    await misbehave(request)
     try:
         number = int(request.match_info["id"])
     except ValueError:
@@ -41,7 +41,7 @@ async def get_order(request: web.Request) -> web.Response:
 
 async def create_order(request: web.Request) -> web.Response:
     """Repeating a request with the same Idempotency-Key answers with the first order (while this instance lives)."""
-    refuse_if_broken(request)
+    await misbehave(request)
     try:
         body = await request.json()
         number, quantity = int(body["item"]), int(body.get("quantity", 1))

@@ -14,7 +14,7 @@ from causeway_agent.registry import ClientSource, Watch
 from causeway_agent.runtime import Backoff, Log
 from causeway_agent.view import Change
 
-# A member that lost power is noticed after two silent questions: 3.5 s at the latest, before a lost host's lease runs out.
+# A member that lost power is noticed after two silent questions, 3.5 s: before a lost host's lease runs out.
 GUARD_INTERVAL = 0.75
 GUARD_TIMEOUT = 1.0
 AUTH_PAUSE = 2.0

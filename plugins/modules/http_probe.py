@@ -49,6 +49,12 @@ options:
     description: Request headers to send.
     type: dict
     default: {}
+  secret_headers:
+    description:
+      - Further request headers, whose values are secret, for example C(x-causeway-pool).
+      - They are sent only where O(url) is an V(https) address.
+    type: dict
+    default: {}
   requests:
     description: How many requests to send, one after another.
     type: int
@@ -85,6 +91,15 @@ EXAMPLES = r"""
     ca_file: /etc/causeway/tls/gateway/current/ca.pem
     cert_file: /etc/causeway/tls/gateway/current/cert.pem
     key_file: /etc/causeway/tls/gateway/current/key.pem
+    requests: 20
+
+- name: Test the candidates through the gateway while they take no traffic
+  causeway.platform.http_probe:
+    url: https://10.77.1.10/orders/1
+    identity: spiffe://shop.internal/gateway
+    ca_file: /etc/causeway/tls/gateway/current/ca.pem
+    secret_headers:
+      x-causeway-pool: "{{ causeway_secrets.registry | causeway.platform.service_pool_token('orders') }}"
     requests: 20
 """
 
@@ -137,6 +152,7 @@ def main() -> None:
             "cert_file": {"type": "path"},
             "key_file": {"type": "path", "no_log": False},
             "headers": {"type": "dict", "default": {}},
+            "secret_headers": {"type": "dict", "default": {}, "no_log": True},
             "requests": {"type": "int", "default": 1},
             "interval": {"type": "float", "default": 0.0},
             "timeout": {"type": "float", "default": 5.0},
@@ -148,8 +164,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    if module.check_mode:
-        module.exit_json(changed=False, **Outcome().report())
+    if params["secret_headers"] and not params["url"].startswith("https://"):
+        module.fail_json(msg=f"url: {params['url']!r} is no https address; secret_headers are sent over TLS only")
     target = Target(
         url=params["url"],
         server_name=params["server_name"],
@@ -158,8 +174,10 @@ def main() -> None:
         cert_file=params["cert_file"] or "",
         key_file=params["key_file"] or "",
         timeout=params["timeout"],
-        headers={str(name): str(value) for name, value in params["headers"].items()},
+        headers={str(k): str(v) for k, v in {**params["headers"], **params["secret_headers"]}.items()},
     )
+    if module.check_mode:
+        module.exit_json(changed=False, **Outcome().report())
     try:
         outcome = probe(target, params["requests"], params["status"], params["interval"], params["keep_alive"])
     except ProbeError as error:

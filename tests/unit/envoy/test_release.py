@@ -256,11 +256,12 @@ def test_candidates_that_die_cost_no_requests_once_the_agent_knows(stage: Stage)
 
 
 def test_a_slot_without_a_container_fails_quickly(stage: Stage) -> None:
+    stage.play(CANARY, running=False)
     stage.candidate.server.shutdown()
     stage.candidate.server.server_close()
-    context = client_context(stage.tls() / "current/ca.pem", stage.tls())
     # Threads of the closed server still answer on kept connections, until the sidecar gives those up.
-    wait_for(lambda: request(APP, 7115, "/healthz", context).status == 503, "the last connection to close")
+    time.sleep(SETTINGS.app_idle_timeout + 0.5)
+    context = client_context(stage.tls() / "current/ca.pem", stage.tls())
     started = time.monotonic()
     assert request(APP, 7115, "/healthz", context).status == 503
     assert time.monotonic() - started < 1.0

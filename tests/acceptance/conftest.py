@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,62 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+class Controller:
+    """A playbook that runs beside the test."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait_for(self, words: str, times: int = 1, timeout: float = 300) -> None:
+        """Until the output has these words so many times; raises AssertionError when the playbook ends before."""
+        deadline = time.monotonic() + timeout
+        while self.log.read_text(errors="replace").count(words) < times:
+            assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, f"{words!r} did not come within {timeout:g} s"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As when the controller loses power: nothing of it runs on, nothing is cleaned up."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def kill_at(self, words: str, times: int = 1) -> None:
+        """Kill it once the output has these words so many times."""
+        self.wait_for(words, times)
+        self.kill()
+
+    def wait(self, timeout: float = 600) -> tuple[int, str]:
+        """Its exit status and output."""
+        code = self.process.wait(timeout)
+        return code, self.log.read_text(errors="replace")
+
+
+@pytest.fixture
+def start_playbook(tmp_path: Path) -> Iterator[Callable[..., Controller]]:
+    """Starts a playbook of the collection with extra variables; whatever still runs at the end is killed."""
+    started: list[Controller] = []
+
+    def start(name: str, **variables: Any) -> Controller:
+        command = [str(BIN / "ansible-playbook"), "-i", INVENTORY, f"playbooks/{name}.yml", "-e", json.dumps(variables)]
+        started.append(Controller(command, tmp_path / f"{name}-{len(started)}.log"))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.kill()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,6 +74,58 @@ def test_a_bad_version_goes_back_by_itself(
     assert known["drains"] == {}
     assert known["lock"] == {}
     assert known["release"]["history"][-1]["outcome"] == "rolled back"
+
+
+def test_a_killed_release_is_finished_by_the_next_run(
+    playbook: Playbook,
+    start_playbook: Callable[..., Any],
+    registry: Registry,
+    versions: Callable[[str], set[str]],
+    traffic: Callable[..., Any],
+) -> None:
+    wanted = other(versions("catalog"))
+    arguments = {"release_service": "catalog", "release_version": wanted, "release_lock_ttl": 10}
+    with traffic() as load:
+        controller = start_playbook("release_rolling", **arguments)
+        controller.kill_at("Instance | Wait before the next one")
+        assert versions("catalog") == {wanted, other({wanted})}
+        time.sleep(12)  # the lock's lease runs out
+        done = playbook("release_rolling", **arguments)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert versions("catalog") == {wanted}
+    assert load.summary["failed"] == 0, load.summary["failures"]
+    known = registry("registry_info", service="catalog", gather=["content"])["services"]["catalog"]
+    assert (known["release"]["state"], known["drains"], known["lock"]) == ("live", {}, {})
+
+
+def test_a_host_that_dies_in_the_middle_ends_the_release(
+    playbook: Playbook,
+    start_playbook: Callable[..., Any],
+    registry: Registry,
+    fault: Callable[..., dict[str, Any]],
+    inventory: dict[str, Any],
+    versions: Callable[[str], set[str]],
+    traffic: Callable[..., Any],
+) -> None:
+    """What was touched goes back, the dead host is named, and once it is repaired the same release goes through."""
+    (before,) = versions("catalog")
+    wanted = other({before})
+    placed = inventory["causeway_services"]["catalog"]["instances"]["placed"]
+    victim = max(placed, key=lambda one: (one["zone"], one["host"]))["host"]
+    with traffic() as load:
+        controller = start_playbook("release_rolling", release_service="catalog", release_version=wanted)
+        try:
+            controller.wait_for("Instance | Wait before the next one")
+            fault(action="power_off", host=victim)
+            code, said = controller.wait()
+        finally:
+            fault(action="power_on", host=victim)
+    assert code != 0
+    assert victim in said[said.rindex("PLAY [Record how it ended") :]
+    assert load.summary["failed"] == 0, load.summary["failures"]
+    again = playbook("release_rolling", release_service="catalog", release_version=wanted)
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert versions("catalog") == {wanted}
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .pools import CANDIDATE
+
 UNITS = "etc/containers/systemd"
 SETTINGS = "etc/causeway/services"
 INSTANCES = "etc/causeway/agent/instances.d"
@@ -513,7 +515,12 @@ def plan(
         }
     files[FIREWALL] = {"content": firewall(present, options)}
     files[NETWORK_UNIT] = {"content": firewall_unit()}
-    images = [image_of(instance.service, instance.version) for instance in instances]
+    # A candidate that is only left alone has its image; the archive may be gone from the controller by now.
+    images = [
+        image_of(instance.service, instance.version)
+        for instance in instances
+        if instance.pool != CANDIDATE or instance.key in overrides
+    ]
     return {
         "files": files,
         "images": [image for number, image in enumerate(images) if image not in images[:number]],

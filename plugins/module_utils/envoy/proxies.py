@@ -224,10 +224,10 @@ def agent_files(proxies: Mapping[str, Json]) -> dict[str, Json]:
     result: dict[str, Json] = {}
     for proxy, documents in sorted(proxies.items()):
         result[f"etc/causeway/agent/targets.d/{proxy}.json"] = {"content": documents["targets"]}
-        private = {"mode": "0640", "group": documents["proxy"]["group"], "secret": True}
+        group = documents["proxy"].get("group")
         result[f"etc/causeway/agent/proxies.d/{proxy}.json"] = {
             "content": documents["proxy"],
-            **(private if "group" in documents["proxy"] else {}),
+            **({"mode": "0640", "group": group, "secret": True} if group else {}),
         }
     return result
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import sample
 
+from ansible_collections.causeway.platform.plugins.module_utils import pools
 from ansible_collections.causeway.platform.plugins.module_utils.envoy import proxies, routes, vrrp
 from ansible_collections.causeway.platform.plugins.module_utils.envoy.common import EnvoyConfigError, duration
 from ansible_collections.causeway.platform.plugins.module_utils.envoy.settings import Settings
@@ -218,6 +220,148 @@ def test_the_interface_is_the_one_with_the_address() -> None:
     assert vrrp.interface(facts, "10.77.1.11") == "ens-3"
     with pytest.raises(EnvoyConfigError, match="no network interface has the address"):
         vrrp.interface(facts, "10.9.9.9")
+
+
+CANARY = {"strategy": "canary", "canary": {"sticky": "cookie", "cohort": {"header": "x-beta", "value": "yes"}}}
+SECRET = "not a secret"
+TOKEN = pools.pool_token(SECRET, "orders")
+
+
+def released(release: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """orders with a release strategy; catalog, which it calls, has the same."""
+    services = sample.services()
+    services["orders"].update(release=release, **changes)
+    services["catalog"].update(release=release)
+    return services
+
+
+def gateway_with(secret: str, services: dict[str, Any] | None = None) -> dict[str, Any]:
+    return proxies.gateway("edge1", dataclasses.replace(sample.platform(services), pool_secret=secret), Settings())
+
+
+def public(documents: dict[str, Any]) -> dict[str, Any]:
+    """The gateway's routes by name, in their order."""
+    (host,) = documents["proxy"]["routes"]["gateway"]["virtual_hosts"]
+    return {entry["name"]: entry for entry in host["routes"]}
+
+
+@pytest.mark.parametrize("release", [{}, {"strategy": "rolling"}, {"strategy": "blue_green"}])
+def test_other_strategies_change_no_route(release: dict[str, Any]) -> None:
+    documents = gateway(released(release))
+    assert documents["proxy"] == gateway()["proxy"]
+    assert list(public(documents)) == ["trace-refused", "orders-0-safe", "orders-0"]
+
+
+def test_ways_of_a_canary_are_tried_from_the_narrowest_on() -> None:
+    found = public(gateway_with(SECRET, released(CANARY)))
+    assert list(found) == [
+        "trace-refused",
+        *("orders-0-test-safe", "orders-0-test"),
+        *("orders-0-cohort-safe", "orders-0-cohort"),
+        *("orders-0-new-safe", "orders-0-new"),
+        *("orders-0-safe", "orders-0"),
+    ]
+    needs = [name for name, entry in found.items() if find(entry, "needs") == ["orders_candidate"]]
+    assert needs == ["orders-0-cohort-safe", "orders-0-cohort", "orders-0-new-safe", "orders-0-new"]
+    assert "retry_policy" not in found["orders-0-test-safe"]["route"]
+    assert found["orders-0-cohort"]["route"]["retry_policy"] == found["orders-0"]["route"]["retry_policy"]
+    limited = {name for name, entry in found.items() if find(entry, "metadata")}
+    assert limited == set(found) - {"trace-refused"}, "one limit for all ways"
+
+
+def test_the_stable_pool_comes_first_so_that_users_only_move_to_the_candidate() -> None:
+    """Envoy takes the first cluster whose weights sum up to more than hash % 100."""
+    (clusters, *others) = [
+        entry["clusters"] for entry in find(gateway(released(CANARY))["proxy"]["routes"], "weighted_clusters")
+    ]
+    assert all(entry == clusters for entry in others)
+    assert [entry["name"] for entry in clusters] == ["orders_stable", "orders_candidate"]
+
+    def chosen(place: int, weight: int) -> str:
+        names = [clusters[0]["name"]] * (100 - weight) + [clusters[1]["name"]] * weight
+        return names[place]
+
+    for place in range(100):
+        pools_seen = [chosen(place, weight) for weight in range(101)]
+        assert pools_seen == sorted(pools_seen, reverse=True), "stable, then candidate for good"
+
+
+@pytest.mark.parametrize(
+    "sticky, policy",
+    [
+        (
+            "cookie",
+            [
+                {"cookie": {"name": "causeway-orders"}, "terminal": True},
+                {"header": {"header_name": "x-request-id"}},
+            ],
+        ),
+        ("header:x-user", [{"header": {"header_name": "x-user"}}]),
+        ("none", None),
+    ],
+)
+def test_stickiness_at_the_gateway_and_between_services(sticky: str, policy: list[dict[str, Any]] | None) -> None:
+    services = released({"strategy": "canary", "canary": {"sticky": sticky}})
+    route = public(gateway(services))["orders-0"]["route"]
+    assert route.get("hash_policy") == policy
+    assert route["weighted_clusters"].get("use_hash_policy", False) == (policy is not None)
+    outbound = find(sidecar("orders", services)["proxy"]["routes"], "route")
+    for action in outbound:
+        assert action.get("hash_policy") == (policy if sticky.startswith("header:") else None)
+    assert "set-cookie" not in json.dumps(sidecar("orders", services))
+
+
+def test_tokens_are_in_the_agents_file_only_and_that_is_private() -> None:
+    documents = gateway_with(SECRET)
+    assert TOKEN in json.dumps(documents["proxy"])
+    others = {name: document for name, document in documents.items() if name != "proxy"}
+    assert TOKEN not in json.dumps(others)
+    assert "0" * 32 in json.dumps(documents["check"]), "what is checked has the same shape"
+    file = proxies.agent_files({"gateway": documents})["etc/causeway/agent/proxies.d/gateway.json"]
+    assert (file["mode"], file["group"], file["secret"]) == ("0640", "causeway-envoy", True)
+    assert documents["proxy"]["group"] == "causeway-envoy"
+    assert SECRET not in repr(dataclasses.replace(sample.platform(), pool_secret=SECRET))
+
+
+def test_without_a_secret_nothing_is_private() -> None:
+    documents = gateway()
+    assert "group" not in documents["proxy"]
+    assert set(proxies.agent_files({"gateway": documents})["etc/causeway/agent/proxies.d/gateway.json"]) == {"content"}
+
+
+def test_the_sidecar_waits_for_candidates_of_its_own_host_only() -> None:
+    documents = sidecar("orders")
+    listener = by_name(documents["lds"])["inbound_5"]["address"]["socket_address"]
+    assert listener == {"address": "10.77.1.31", "port_value": 7115}
+    process = by_name(documents["cds"])["inbound_5"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
+    assert process["endpoint"]["address"]["socket_address"] == {"address": "10.89.1.15", "port_value": 8080}
+    assert "health_checks" not in by_name(documents["cds"])["inbound_5"], "an empty slot costs nothing"
+
+
+def everything(strategy: str) -> dict[str, Any]:
+    sections = {
+        **CANARY,
+        "strategy": strategy,
+        "blue_green": {"mirror": {"percent": 12.5}},
+    }
+    limited = [sample.route("/orders"), sample.route("/read", methods=["GET"]), sample.route("/write", methods=["PUT"])]
+    return released(sections, routes=limited)
+
+
+@pytest.mark.parametrize("strategy", ["canary", "blue_green", "rolling"])
+def test_envoy_accepts_every_strategy(envoy: str, tmp_path: Path, strategy: str) -> None:
+    services = everything(strategy)
+    documents = {
+        "gateway": gateway_with(SECRET, services),
+        **proxies.sidecars("app1", sample.platform(services), Settings()),
+    }
+    for name, generated in documents.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(generated["check"]), encoding="utf-8")
+        command = [envoy, "--mode", "validate", "-l", "warning", "-c", str(path)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{name}: {result.stderr}"
+        assert "eprecated" not in result.stderr, result.stderr
 
 
 def odd_services() -> dict[str, Any]:

@@ -283,3 +283,7 @@ def test_latency_histograms_of_pools_are_fine_and_others_are_not(stage: Stage) -
     assert max(steps) < 1.281
     assert 35 <= len(fine) <= 50
     assert len(limits("envoy_cluster_upstream_cx_connect_ms", "orders_stable")) < 25
+    lines = [line for line in metrics.splitlines() if line.startswith("envoy_cluster_upstream_rq_time_bucket")]
+    lines = [line for line in lines if 'cluster_name="orders_stable"' in line]
+    print(f"{len(fine)} buckets, {sum(map(len, lines))} of {len(metrics)} bytes of metrics for one pool")
+    assert sum(map(len, lines)) < 6000

@@ -301,7 +301,7 @@ def services(mirror: Mirror) -> list[str]:
 def describe(mirror: Mirror, service: str) -> Json:
     """All that the registry knows of one service, ready to return from a module."""
     split, revision = weights(mirror, service)
-    release, lock = mirror.kv("releases", service), mirror.kv("locks", service)
+    release, lock, command = (mirror.kv(kind, service) for kind in ("releases", "locks", "commands"))
     proxies = {}
     for name in proxies_in_front(mirror, service):
         said = acknowledgement(mirror, name, service)
@@ -313,6 +313,7 @@ def describe(mirror: Mirror, service: str) -> Json:
         "traffic": {"weights": split, "revision": revision},
         "release": {**_value(release), "revision": release.mod_revision} if release else {},
         "lock": {**_value(lock), "revision": lock.mod_revision} if lock else {},
+        "command": {**_value(command), "revision": command.mod_revision} if command else {},
         "proxies": proxies,
     }
 

@@ -128,9 +128,63 @@ def rolling_plan(
     )
 
 
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of a table whose columns are as wide as their widest cell; the last column is left as it is."""
+    cells = [list(header), *([" ".join(str(cell).split()) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+
+
+def _overview(services: Mapping[str, Any]) -> list[str]:
+    """One line for each service: what is live, and how the release under way (or the last one) stands."""
+    rows = []
+    for name, one in sorted(services.items()):
+        record = one.get("release") or {}
+        release = record.get("release") or {}
+        analyses = release.get("analyses") or [{}]
+        weights = (one.get("traffic") or {}).get("weights") or {}
+        open_now = bool(release) and release.get("state") not in ("settled", "rolled back", "aborted")
+        rows.append(
+            [
+                name,
+                record.get("current") or "as described",
+                release["state"] if open_now else record.get("state") or "never released",
+                f"{release['version']} ({release['strategy']})" if open_now else "-",
+                f"{weights.get('candidate') or 0} %",
+                (analyses[-1].get("verdict") or "-") if release else "-",
+                ((one.get("command") or {}).get("command") or "-") if open_now else "-",
+            ]
+        )
+    return table(["SERVICE", "LIVE", "STATE", "COMING", "WEIGHT", "VERDICT", "ASKED"], rows)
+
+
+def history_lines(services: Mapping[str, Any]) -> list[str]:
+    """All recorded releases as a table for a terminal, the newest of each service first."""
+    rows = []
+    for name, one in sorted(services.items()):
+        for entry in reversed((one.get("release") or {}).get("history") or []):
+            rows.append(
+                [
+                    name,
+                    entry.get("started") or "-",
+                    entry.get("finished") or "-",
+                    entry.get("from") or "-",
+                    entry.get("version") or "-",
+                    entry.get("strategy") or "rolling",
+                    entry.get("outcome") or "under way or cut short",
+                    entry.get("reason") or "",
+                ]
+            )
+    if not rows:
+        return ["no release is recorded"]
+    return table(["SERVICE", "BEGUN", "ENDED", "FROM", "TO", "HOW", "OUTCOME", "REASON"], rows)
+
+
 def status_lines(services: Mapping[str, Any]) -> list[str]:
-    """What ``registry_info`` returns as services, as lines for a terminal: state, instances, lock, last releases."""
-    lines = []
+    """What ``registry_info`` returns as services, as lines for a terminal: a table, then state, instances, lock, last
+    verdict and last releases of each.
+    """
+    lines = [*_overview(services), ""] if services else ["the registry knows no service"]
     for name, one in sorted(services.items()):
         record, lock = one.get("release") or {}, one.get("lock") or {}
         state = record.get("state") or "never released"
@@ -138,7 +192,12 @@ def status_lines(services: Mapping[str, Any]) -> list[str]:
         lines.append(f"{name}: {state}; current {record.get('current') or 'as described'}{back}")
         for instance in one.get("instances") or []:
             drain = ", draining" if instance.get("draining") else ""
-            lines.append(f"  {instance['instance']:<14} {instance['version']:<12} {instance['zone']}{drain}")
+            pool = ", candidate" if instance.get("pool") == "candidate" else ""
+            lines.append(f"  {instance['instance']:<14} {instance['version']:<12} {instance['zone']}{pool}{drain}")
+        judged = (record.get("release") or {}).get("analyses") or []
+        if judged:
+            last = judged[-1]
+            lines.append(f"  verdict of {last.get('at')}: {last.get('verdict')}: {last.get('reason')}")
         if lock:
             lines.append(f"  locked for {lock.get('purpose') or 'no stated purpose'} since {lock.get('at')}")
         for entry in (record.get("history") or [])[-3:]:

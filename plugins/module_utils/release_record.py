@@ -444,6 +444,34 @@ def request_after(
     return {"command": command, "by": cut(by, 100), "at": at, "release": release.id}
 
 
+_PROMISES = {
+    "abort": "goes back to {before}, which gets all of the traffic again, and is recorded as aborted",
+    "promote": "is not judged any further: version {version} gets all of the traffic",
+    "pause": "is held at {weight} % of the traffic until release_resume or release_abort",
+    "resume": "goes on where it was held, at {weight} % of the traffic",
+}
+
+
+def promise(
+    value: Mapping[str, Any] | None, command: str, lock: Mapping[str, Any] | None, interval: float
+) -> list[str]:
+    """What an operator's request will do and when, in sentences. ``lock`` is the service's, ``interval`` the seconds
+    between two checks of the controller.
+    """
+    release = Release.of(value)
+    if release is None or command not in COMMANDS:
+        raise ReleaseError("promise: there is no release, or the command is unknown")
+    what = _PROMISES[command].format(before=release.from_version, version=release.version, weight=release.weight)
+    lines = [f"asked to {command}: the {release.strategy} release of {release.version} (state {release.state}) {what}"]
+    if lock:
+        return [*lines, f"its controller obeys at its next check, in about {interval:g} s at the latest"]
+    return [
+        *lines,
+        f"no controller runs it now (nobody holds the lock): the request waits until release_{release.strategy} of "
+        f"{release.version} is run again; release_rollback undoes the release at once",
+    ]
+
+
 # --- decisions --------------------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,7 @@ services:
   description:
     - Services by name. C(revision) is the highest revision of a key of the service that exists; C(instances) are the
       registered instances with their own revision and whether they are draining; C(drains) are the markers;
-      C(release) and C(lock) are empty when there is none; C(proxies) are the live proxies in front with what
+      C(release), C(lock) and C(command) (an operator's request) are empty when there is none; C(proxies) are the live proxies in front with what
       they acknowledged.
   returned: when O(gather) has V(content)
   type: dict
@@ -108,6 +108,7 @@ services:
       traffic: {weights: {stable: 100, candidate: 0}, revision: 0}
       release: {current: 1.0.0, previous: "", state: live, history: [], revision: 4000}
       lock: {}
+      command: {}
       proxies: {edge1/gateway: {revision: 4700, at: 1795363200.0, active: {}}}
 proxies:
   description: All live proxies with the services that they send traffic to.

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from causeway_agent.config import (
     CheckSpec,
     ConfigDirectory,
     ConfigError,
+    Proxy,
     load_agent,
     parse_check,
     parse_instance,
@@ -31,10 +32,11 @@ from causeway_agent.config import (
     parse_targets,
 )
 from causeway_agent.metrics import Metrics, certificate_not_after, peer_identities
+from causeway_agent.proxies import ProxyWorker
 from causeway_agent.publisher import UNSURE, plan
 from causeway_agent.runtime import Backoff, Log, atomic_write
-from causeway_agent.view import document
-from causeway_agent.xds import XdsWriter, acknowledged, active_requests, parse_active, parse_versions
+from causeway_agent.view import ProxyView, document
+from causeway_agent.xds import EnvoyDown, XdsWriter, acknowledged, active_requests, parse_active, parse_versions
 
 CHECK = {"type": "tcp", "address": "127.0.0.1:1"}
 INSTANCE = {"service": "orders", "host": "app1", "slot": 0, "address": "10.0.0.1", "port": 7100, "checks": [CHECK]}
@@ -446,3 +448,75 @@ def test_private_files_are_for_one_group(tmp_path: Path) -> None:
     assert writer.write(documents) == (0, [])
     count, failures = XdsWriter(tmp_path, "no-such-group").write(documents)
     assert count == 0 and "no-such-group does not exist" in failures[0]
+
+
+class Admin:
+    """An Envoy's admin interface in memory; `running` None: no process."""
+
+    def __init__(self, running: dict[str, set[str]] | None) -> None:
+        self.running = running
+
+    def versions(self) -> dict[str, set[str]]:
+        if self.running is None:
+            raise EnvoyDown("no process")
+        return self.running
+
+    def close(self) -> None:
+        pass
+
+
+class Nobody:
+    """A publisher to whom nobody listens."""
+
+    def set_leased(self, group: str, entries: dict[str, str]) -> None:
+        pass
+
+
+def worker_of(path: Path, admin: Admin, *clusters: str) -> tuple[ProxyWorker, Proxy, ProxyView]:
+    pools = dict.fromkeys(clusters, ("orders", "stable"))
+    proxy = Proxy("gateway", str(path / "admin.sock"), path / "xds", pools)
+    documents = {f"eds/{name}.json": document({"name": name}, frozenset(["orders"])) for name in clusters}
+    worker = ProxyWorker(proxy, "/{}/gateway", Nobody(), Log("error"), Metrics())  # type: ignore[arg-type]
+    worker._admin = admin  # type: ignore[assignment]
+    return worker, proxy, ProxyView(documents, {"orders": 1}, {})
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.mark.parametrize(("running", "left"), [(None, 0), ({}, 2)], ids=["stopped", "still runs"])
+def test_a_removed_proxy_takes_its_files_along_unless_it_still_runs(
+    tmp_path: Path, running: dict[str, set[str]] | None, left: int
+) -> None:
+    worker, proxy, view = worker_of(tmp_path, Admin(running), "a", "b")
+    worker.thread.start()
+    worker.submit(proxy, view, True)
+    assert eventually(lambda: len(list(tmp_path.rglob("*.json"))) == 2)
+    worker.stop(removed=True)
+    worker.thread.join(5)
+    assert len(list(tmp_path.rglob("*.json"))) == left
+
+
+def test_files_of_a_removed_cluster_go_once_envoy_has_dropped_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("causeway_agent.proxies.PURGE_AFTER", 0.0)
+    monkeypatch.setattr("causeway_agent.proxies.IDLE_POLL", 0.05)
+    _worker, _proxy, before = worker_of(tmp_path, Admin(None), "a", "b")
+    versions = {name: {item.version} for name, item in before.documents.items()}
+    admin = Admin(dict(versions))
+    worker, proxy, after = worker_of(tmp_path, admin, "a")
+    XdsWriter(proxy.output).write(before.documents)
+    worker.thread.start()
+    worker.submit(proxy, after, True)
+    assert not eventually(lambda: not (proxy.output / "eds/b.json").exists(), 0.5), "Envoy still has it"
+    del admin.running["eds/b.json"]  # type: ignore[union-attr]
+    assert eventually(lambda: not (proxy.output / "eds/b.json").exists())
+    assert (proxy.output / "eds/a.json").exists()
+    worker.stop()
+    worker.thread.join(5)
+    assert (proxy.output / "eds/a.json").exists()

@@ -12,6 +12,7 @@ from typing import Any
 
 # A tag of the OCI distribution specification, section "Pulling manifests".
 VERSION = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")
+_ENDED = ("settled", "rolled back", "aborted")
 
 
 class ReleaseError(Exception):
@@ -69,9 +70,15 @@ def rolling_plan(
     host, slot and version; ``record`` the service's release record, if any. An empty ``version`` means the record's
     previous one. Raises ReleaseError before anything
     changes when the version is malformed or already live everywhere, or when a batch would leave fewer instances than
-    the service's minimum.
+    the service's minimum, and while a judged release of the service has not ended.
     """
     name = service["name"]
+    judged = (record or {}).get("release") or {}
+    if judged.get("strategy", "rolling") != "rolling" and judged.get("state") not in _ENDED:
+        raise ReleaseError(
+            f"service {name}: the {judged['strategy']} release of {judged['version']} (state {judged['state']}) is under "
+            f"way; go on with release_{judged['strategy']}, or end it first with release_rollback"
+        )
     if not version:
         version = str((record or {}).get("previous") or "")
         if not version:

@@ -40,6 +40,13 @@ def test_hosts_are_visited_zone_by_zone_and_a_batch_never_spans_two_zones() -> N
     assert plan.serial == [2, 2, 2]
 
 
+def test_a_judged_release_that_has_not_ended_stands_in_the_way() -> None:
+    under_way = {"strategy": "canary", "version": "1.1.0", "state": "shifting"}
+    with pytest.raises(ReleaseError, match=r"the canary release of 1.1.0 \(state shifting\) is under way"):
+        rolling_plan(service(SIX), "1.2.0", live(SIX), {"current": "1.0.0", "release": under_way})
+    rolling_plan(service(SIX), "1.2.0", live(SIX), {"current": "1.0.0", "release": {**under_way, "state": "settled"}})
+
+
 def test_an_uneven_zone_ends_with_a_smaller_batch() -> None:
     nine = [*SIX, placed("app7", "a")]
     assert rolling_plan(service(nine, batch=2), "1.1.0", live(nine)).serial == [2, 1, 2, 2]

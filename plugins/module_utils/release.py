@@ -76,8 +76,8 @@ def rolling_plan(
     judged = (record or {}).get("release") or {}
     if judged.get("strategy", "rolling") != "rolling" and judged.get("state") not in _ENDED:
         raise ReleaseError(
-            f"service {name}: the {judged['strategy']} release of {judged['version']} (state {judged['state']}) is under "
-            f"way; go on with release_{judged['strategy']}, or end it first with release_rollback"
+            f"service {name}: the {judged['strategy']} release of {judged['version']} (state {judged['state']}) is "
+            f"under way; go on with release_{judged['strategy']}, or end it first with release_rollback"
         )
     if not version:
         version = str((record or {}).get("previous") or "")

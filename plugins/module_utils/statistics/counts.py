@@ -13,9 +13,10 @@ p(multiplier) = multiplier*w / (multiplier*w + 1 - w), so odds are multiplied by
 over errors of p(alternative)/p(null) (or of the ratio of the complements) is a likelihood ratio, hence a martingale
 under the null whatever the shares are, as long as each share is known before the interval's errors are looked at. A
 mixture over alternatives with weights fixed in advance is one too. By Ville's inequality it ever reaches 1/alpha with
-probability at most alpha. When the share is the realised share of requests and errors are not rare, the errors of an interval follow
-the hypergeometric instead of the binomial distribution; a likelihood ratio is convex in the candidate's count, so its
-mean is at most that of the binomial (Hoeffding 1963, theorem 4), and the test stays valid (it is conservative).
+probability at most alpha. When the share is the realised share of requests and errors are not rare, the errors of an
+interval follow the hypergeometric instead of the binomial distribution; a likelihood ratio is convex in the candidate's
+count, so its mean is at most that of the binomial (Hoeffding 1963, theorem 4), and the test stays valid (it is
+conservative).
 
 One-sided tests put the mixture on one side of the null only. Each component is then a supermartingale under every
 multiplier of the composite null: with alternative > null, E[ratio] rises with the true multiplier and is 1 at the

@@ -14,7 +14,8 @@ Where it differs from Kayenta, on purpose:
    difference itself. Same verdict, no chance in it.
 3. Where ties leave no variance at a shift that its root finder tries, Kayenta calls the metric Error; here the ties
    inside each sample count, and the interval always exists.
-4. Weights above 100 in all are refused; Kayenta computes a negative weight for the other groups.
+4. The ratio of means exists for positive means only: with negative ones Kayenta takes a rise for a fall.
+5. Weights above 100 in all are refused; Kayenta computes a negative weight for the other groups.
 The standard library only.
 """
 
@@ -95,9 +96,9 @@ class Judgement:
 
 
 def mean_ratio(control: Sequence[float], experiment: Sequence[float]) -> float | None:
-    """Mean of experiment / mean of control; None where either is 0 (Kayenta: NaN)."""
+    """Mean of experiment / mean of control; None where either is 0 or less (Kayenta: NaN at 0)."""
     ours, theirs = math.fsum(control) / len(control), math.fsum(experiment) / len(experiment)
-    return None if ours == 0 or theirs == 0 else theirs / ours
+    return None if ours <= 0 or theirs <= 0 else theirs / ours
 
 
 def cles(control: Sequence[float], experiment: Sequence[float]) -> float:
@@ -252,8 +253,8 @@ def judge(
 
     `weights` (percent): groups without one share what is left of 100 equally; a group whose metrics all have no data
     counts as 100. A critical metric that does not pass, or no data in half the metrics or more, makes the score 0.
-    Muted metrics do not count. Raises StatisticsError for no metrics, negative weights, weights above 100 in all, thresholds
-    that are not 0 <= marginal <= pass <= 100.
+    Muted metrics do not count. Raises StatisticsError for no metrics, negative weights, weights above 100 in all,
+    thresholds that are not 0 <= marginal <= pass <= 100.
     """
     limits = finite("pass_score", pass_score), finite("marginal_score", marginal_score)
     if not 0 <= limits[1] <= limits[0] <= 100:

@@ -49,6 +49,7 @@ SIDES = (GREATER, LESS, TWO_SIDED)
 _CUT = 42.0  # exp(-42) of the peak is beyond double precision
 _GROWTH = 1.6
 _POINTS = 10
+_LIMIT = 600.0  # of log multipliers: exp() of more is no number
 _FAR = 30.0  # exp(-30) is small enough to swap the two forms of the logarithm below
 
 
@@ -401,10 +402,10 @@ def multiplier_sequence(
             continue
         inside, step = peak, 0.01
         # One-sided data: the likelihood rises towards the open end for ever; start from a point that is inside.
-        while excess(inside) <= 0 and abs(inside) < LIMIT:
+        while excess(inside) <= 0 and abs(inside) < _LIMIT:
             inside, step = inside - direction * step, step * 2
         outside, step = inside, 0.01
-        while excess(outside) > 0 and abs(outside) < LIMIT:
+        while excess(outside) > 0 and abs(outside) < _LIMIT:
             outside, step = outside + direction * step, step * 2
         for _step in range(200):
             middle = (inside + outside) / 2
@@ -415,12 +416,9 @@ def multiplier_sequence(
             else:
                 outside = middle
         bounds.append(outside)
-    return (math.exp(max(bounds[0], -LIMIT)) if bounds[0] > -math.inf else 0.0), (
-        math.exp(min(bounds[1], LIMIT)) if bounds[1] < math.inf else math.inf
+    return (math.exp(max(bounds[0], -_LIMIT)) if bounds[0] > -math.inf else 0.0), (
+        math.exp(min(bounds[1], _LIMIT)) if bounds[1] < math.inf else math.inf
     )
-
-
-LIMIT = 600.0  # of log multipliers: exp() of more is no number
 
 
 def compare_errors(
@@ -463,9 +461,9 @@ def compare_errors(
         NOT_WORSE: f"fails less often than {tolerated:g} times stable",
         UNDECIDED: f"is not shown to differ from {tolerated:g} times stable's error rate",
     }[decision]
-    top = "any number of" if upper == math.inf else f"{upper:.3g}"
+    top = "any number of" if upper == math.inf else f"{upper:.4g}"
     reason = (
-        f"the candidate {said}: {errors:.6g} of {total:.6g} errors, between {lower:.3g} and {top} times stable's rate, "
+        f"the candidate {said}: {errors:.6g} of {total:.6g} errors, between {lower:.4g} and {top} times stable's rate, "
         f"e-value {e_from_log(worse):.3g} of {1 / level:g}"
     )
     return Comparison(

@@ -73,7 +73,7 @@ def best_rho(v: float, alpha: float) -> float:
     """The usual rho for a boundary that is low at intrinsic time `v`: v / (2 log(1/alpha) + log(1 + 2 log(1/alpha))).
 
     The closed-form approximation of `optimal_rho` by Howard et al. 2021, section 3.5, and Waudby-Smith et al. 2021,
-    appendix B.2; the boundary at `v` is less than 0.01 % higher. v=100, alpha=.05: 12.60056.
+    appendix B.2; the boundary at `v` is less than 0.01 % higher for alpha <= 0.1. v=100, alpha=.05: 12.60056.
     """
     time, log_alpha = positive("v", v), -2 * math.log(fraction("alpha", alpha))
     return time / (log_alpha + math.log1p(log_alpha))

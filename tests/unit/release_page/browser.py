@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -37,12 +38,12 @@ class Browser:
         self.buffer = b""
         from_us, self.write_end = os.pipe()
         self.read_end, to_us = os.pipe()
-        # The protocol is on the descriptors 3 and 4.
-        assert min(from_us, to_us) > 4
+        # The protocol is on the descriptors 3 and 4, so the pipes' own ends must not be among them.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (from_us, to_us)]
         command = [
             "bash",
             "-c",
-            f'exec "$@" 3<&{from_us} 4>&{to_us}',
+            f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}',
             "bash",
             chromium_binary(),
             "--headless",
@@ -57,9 +58,9 @@ class Browser:
         ]
 
         with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=(from_us, to_us))
-        os.close(from_us)
-        os.close(to_us)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=ends)
+        for end in (from_us, to_us, *ends):
+            os.close(end)
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(one["targetId"] for one in targets if one["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]

@@ -144,8 +144,8 @@ options:
     default: ""
   command_revision:
     description:
-      - With O(command=none), delete the request only if it was last changed at this revision (RV(command.revision)).
-        A newer one stays.
+      - With O(command=none), delete the request only if it was last changed at this revision (C(revision) of
+        RV(command)). A newer one stays.
     type: int
   owner:
     description:

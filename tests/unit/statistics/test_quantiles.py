@@ -216,10 +216,10 @@ def test_units_do_not_matter() -> None:
 @pytest.mark.parametrize("interpolate", [True, False])
 def test_false_alarms_under_peeking(interpolate: bool) -> None:
     rng = random.Random(29)
-    runs, alpha, alarms = 60, 0.1, 0
+    runs, alpha, alarms = 40, 0.1, 0
     for _ in range(runs):
         stable, candidate = [0.0] * len(PROMETHEUS), [0.0] * len(PROMETHEUS)
-        for _look in range(8):
+        for _look in range(6):
             for target, n in ((stable, 90), (candidate, 30)):
                 fresh = quantiles.histogram_of(lognormal(rng, n), PROMETHEUS)
                 for i, number in enumerate(fresh.cumulative):

@@ -311,7 +311,8 @@ def network_unit(service: Mapping[str, Any], options: Options) -> str:
 
 
 def firewall(services: Sequence[Mapping[str, Any]], options: Options) -> str:
-    """nftables: a service reaches its sidecar's outbound listeners, but neither the host nor another network."""
+    """nftables: a service reaches its sidecar's outbound listeners, but neither the host nor another network, and nothing
+    that is meant for it leaves the host."""
     lines = [
         "# Written by causeway.platform; changes here are lost.",
         "table inet causeway_services",
@@ -337,8 +338,20 @@ def firewall(services: Sequence[Mapping[str, Any]], options: Options) -> str:
         f'\t\tiifname "{BRIDGE}*" counter drop',
         f'\t\toifname "{BRIDGE}*" counter drop',
         "\t}",
-        "}",
     ]
+    networks = [f"{network_of(service, options)}.0/24" for service in services]
+    if networks:
+        # A network is gone while none of its containers runs. Without this, requests to one that was just killed would
+        # take the default route, in plain text, to whoever answers there.
+        lines += [
+            "\tchain output {",
+            "\t\ttype filter hook output priority filter - 5; policy accept;",
+            '\t\toifname "lo" accept',
+            f'\t\toifname "{BRIDGE}*" accept',
+            f"\t\tip daddr {{ {', '.join(networks)} }} counter reject with icmp type host-unreachable",
+            "\t}",
+        ]
+    lines.append("}")
     return "\n".join(lines) + "\n"
 
 

@@ -149,7 +149,15 @@ def test_services_reach_their_sidecar_only() -> None:
     assert 'iifname "cwsvc10" ip saddr 10.89.10.0/24 ip daddr 10.89.10.1 tcp dport { 9001 } accept' in rules
     order = [rules.index("dport"), rules.index('iifname "cwsvc*" counter drop'), rules.index("forward")]
     assert order == sorted(order)
-    assert "accept" not in rules[rules.index("chain forward") :].replace("policy accept", "")
+    forward = rules[rules.index("chain forward") : rules.index("chain output")]
+    assert "accept" not in forward.replace("policy accept", "")
+
+
+def test_what_is_meant_for_a_container_never_leaves_the_host() -> None:
+    rules = plan(placed())["files"]["etc/causeway/services/network.nft"]["content"]
+    out = rules[rules.index("chain output") :]
+    assert "ip daddr { 10.89.10.0/24 } counter reject with icmp type host-unreachable" in out
+    assert out.index('oifname "cwsvc*" accept') < out.index("reject")
 
 
 def test_instances_that_are_not_placed_any_more_are_stale() -> None:

@@ -311,8 +311,9 @@ def network_unit(service: Mapping[str, Any], options: Options) -> str:
 
 
 def firewall(services: Sequence[Mapping[str, Any]], options: Options) -> str:
-    """nftables: a service reaches its sidecar's outbound listeners, but neither the host nor another network, and nothing
-    that is meant for it leaves the host."""
+    """nftables: a service reaches its sidecar's outbound listeners and nothing else, and nothing that is meant for a
+    service leaves the host.
+    """
     lines = [
         "# Written by causeway.platform; changes here are lost.",
         "table inet causeway_services",

@@ -87,7 +87,7 @@ def fault(inventory: dict[str, Any]) -> Callable[..., dict[str, Any]]:
 def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a playbook of the collection with extra variables, as an operator would."""
 
-    def run(name: str, timeout: float = 600, **variables: Any) -> subprocess.CompletedProcess[str]:
+    def run(name: str, /, timeout: float = 600, **variables: Any) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         command = [str(BIN / "ansible-playbook"), "-i", INVENTORY, f"playbooks/{name}.yml", "-e", json.dumps(variables)]
         done = subprocess.run(
@@ -147,7 +147,7 @@ def start_playbook(tmp_path: Path) -> Iterator[Callable[..., Controller]]:
     """Starts a playbook of the collection with extra variables; whatever still runs at the end is killed."""
     started: list[Controller] = []
 
-    def start(name: str, **variables: Any) -> Controller:
+    def start(name: str, /, **variables: Any) -> Controller:
         command = [str(BIN / "ansible-playbook"), "-i", INVENTORY, f"playbooks/{name}.yml", "-e", json.dumps(variables)]
         started.append(Controller(command, tmp_path / f"{name}-{len(started)}.log"))
         return started[-1]

@@ -1,0 +1,501 @@
+# Copyright (c) 2026, the causeway.platform authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verdict on a candidate: docs/judge.md has its tables, docs/design.md section 8 the shapes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from ansible_collections.causeway.platform.plugins.module_utils.statistics.alpha import split_alpha
+from ansible_collections.causeway.platform.plugins.module_utils.statistics.common import Comparison, StatisticsError
+from ansible_collections.causeway.platform.plugins.module_utils.statistics.counts import compare_errors, interval
+from ansible_collections.causeway.platform.plugins.module_utils.statistics.means import compare_paired
+from ansible_collections.causeway.platform.plugins.module_utils.statistics.quantiles import (
+    Histogram,
+    compare_quantile,
+    histogram,
+)
+
+from .client import AnalysisError, Prometheus, Unseen
+from .samples import Notes, Step, Tally, matrix, steps, tally
+
+PASS, FAIL, INCONCLUSIVE, INSUFFICIENT = "pass", "fail", "inconclusive", "insufficient_data"
+KINDS = ("errors", "latency", "saturation", "business")
+MIN_PAIRS = 3
+SKEW = 1.0  # seconds that are the network's, not the clocks'
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of `release.analysis.metrics`."""
+
+    name: str
+    kind: str
+    query: str = ""
+    worse: str = "higher"
+    margin: float = 0.0
+    quantile: float = 0.99
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be judged. Times are epoch seconds of the caller's clock; `until` None is now."""
+
+    service: str
+    since: float
+    metrics: tuple[Metric, ...]
+    candidate: str = "candidate"
+    stable: str = "stable"
+    weights: tuple[tuple[float, float], ...] = ()
+    until: float | None = None
+    step: int = 0
+    weight: float = 0.0
+    interval: float = 30.0
+    alpha: float = 0.05
+    min_requests: int = 100
+    max_age: float = 60.0
+    max_skew: float = 60.0
+    scrape_interval: float = 15.0
+
+
+def parse_time(value: Any, where: str) -> float:
+    """Epoch seconds from a number or an RFC 3339 text. Raises AnalysisError."""
+    try:
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    except (TypeError, ValueError):
+        pass
+    try:
+        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    except ValueError:
+        raise AnalysisError(f"{where}: {value!r} is neither epoch seconds nor an RFC 3339 time") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def parse_metric(data: Mapping[str, Any], where: str) -> Metric:
+    """A metric with its defaults. Raises AnalysisError."""
+    kind = str(data.get("kind") or "")
+    if kind not in KINDS:
+        raise AnalysisError(f"{where}.kind: {kind!r} is unknown; allowed: {', '.join(KINDS)}")
+    query = str(data.get("query") or "").strip()
+    if (kind in KINDS[2:]) != bool(query):
+        raise AnalysisError(f"{where}.query: needed for saturation and business metrics, and only for them")
+    worse = data.get("worse") or ("lower" if kind == "business" else "higher")
+    if worse not in ("higher", "lower") or (worse == "lower" and kind in KINDS[:2]):
+        raise AnalysisError(
+            f"{where}.worse: {worse!r} is not allowed for {kind}; allowed: higher, for queries also lower"
+        )
+    try:
+        margin = float(data["margin"]) if data.get("margin") is not None else 0.2 if kind == "latency" else 0.0
+        quantile = float(data.get("quantile") or 0.99)
+        limit = None if data.get("limit") is None else float(data["limit"])
+    except (TypeError, ValueError):
+        raise AnalysisError(f"{where}: margin, quantile and limit are numbers") from None
+    if not (math.isfinite(margin) and margin >= 0 and 0 < quantile < 1 and (limit is None or math.isfinite(limit))):
+        raise AnalysisError(f"{where}: margin is at least 0, quantile between 0 and 1, limit a finite number")
+    return Metric(str(data.get("name") or kind), kind, query, worse, margin, quantile, limit)
+
+
+@dataclass
+class Part:
+    """One comparison: both pools at the same time, or the candidate after the switch with stable before it."""
+
+    stable: list[Step] = field(default_factory=list)
+    candidate: list[Step] = field(default_factory=list)
+    pairs: list[tuple[list[Step], list[Step]]] = field(default_factory=list)
+
+
+@dataclass
+class View:
+    """All that was seen, in Prometheus' time."""
+
+    now: float
+    since: float
+    phases: list[tuple[float, float]]  # (start, weight of the candidate), rising
+    together: Part
+    before: Part
+    current: list[Step]
+
+    @property
+    def switched(self) -> bool:
+        """Whether the candidate has all traffic now."""
+        return self.phases[-1][1] >= 100
+
+
+def view(
+    request: Request, all_steps: Sequence[Step], since: float, until: float, phases: list[tuple[float, float]]
+) -> View:
+    """Sort steps into the comparison of the same time and the one with the time before the switch."""
+    inside = [s for s in all_steps if s.start >= since - 0.5 and s.end <= until + 0.5]
+    start, weight = phases[-1]
+    current = [s for s in inside if s.start >= start - 0.5]
+    together, before = Part(), Part()
+    shared = [s for s in inside if weight < 100 or s.end <= start]
+    if phases[0][1] < 100:
+        together.stable = together.candidate = shared
+        together.pairs = [([s], [s]) for s in shared]
+    if weight >= 100:
+        # Nobody is left to compare with at the same time: pair the time since the switch with its mirror image.
+        width, number = 2 * request.scrape_interval, 0
+        while start + (number + 1) * width <= until + 0.5:
+            low, high = start + number * width, start - (number + 1) * width
+            after = [s for s in current if low <= s.end < low + width]
+            mirror = [s for s in all_steps if high <= s.end < high + width and s.end <= start]
+            before.candidate += after
+            before.stable += mirror
+            before.pairs.append((mirror, after))
+            number += 1
+    return View(until, since, phases, together, before, current)
+
+
+def _thinned(request: Request, seen: View, part: Part) -> tuple[Histogram, Histogram] | None:
+    """Histograms of both pools with the same mixture of times.
+
+    Within a step of the canary the share is constant; over several steps the candidate's requests are the
+    later ones. So stable's requests of each step are thinned to the same ratio: fewer requests than there are, which is conservative.
+    """
+    edges = [*(start for start, _weight in seen.phases), math.inf]
+    found = []
+    for low, high in zip(edges, edges[1:]):
+        mine = [s for s in part.stable if part is seen.before or low <= s.end < high]
+        theirs = [s for s in part.candidate if low <= s.end < high]
+        a, b = tally(mine, request.stable), tally(theirs, request.candidate)
+        if a.buckets.get(math.inf) and b.buckets.get(math.inf):
+            found.append((a, b, b.buckets[math.inf] / a.buckets[math.inf]))
+    if not found:
+        return None
+    best = max(ratio for _a, _b, ratio in found)
+    bounds = sorted(set.intersection(*({*a.buckets} | {*b.buckets} for a, b, _r in found)))
+    totals: tuple[list[float], list[float]] = ([], [])
+    for bound in bounds:
+        totals[0].append(sum(_at(a, bound) * ratio / best for a, _b, ratio in found))
+        totals[1].append(sum(_at(b, bound) for _a, b, _ratio in found))
+    for counts in totals:
+        for position in range(1, len(counts)):
+            counts[position] = max(counts[position], counts[position - 1])
+    return histogram(bounds, totals[0]), histogram(bounds, totals[1])
+
+
+def _at(one: Tally, bound: float) -> float:
+    """Requests at most `bound`; a bucket that did not grow is not in the tally, it is as large as the one below it."""
+    return max((n for b, n in one.buckets.items() if b <= bound), default=0.0)
+
+
+def _result(metric: Metric, verdict: str, reason: str, unit: str, counts: tuple[float, float]) -> dict[str, Any]:
+    empty = dict.fromkeys(("stable", "candidate", "difference", "lower", "upper", "e_value"))
+    return {
+        "name": metric.name,
+        "kind": metric.kind,
+        "verdict": verdict,
+        "reason": f"{metric.name}: {reason}",
+        **empty,
+        "unit": unit,
+        "requests": {"stable": round(counts[0]), "candidate": round(counts[1])},
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.8g}")
+
+
+def _decide(
+    level: float, parts: Sequence[Comparison], expected: int, *, enough: str, over: str, facts: str
+) -> tuple[str, str, float]:
+    """Verdict, reason and evidence of one metric; `enough` says what lacks, `over` what breaks the limit."""
+    # The mean of e-values is one, whatever their dependence; a comparison that has not begun is worth 1.
+    values = [one.e_value if one.e_value is not None else 1.0 for one in parts]
+    evidence = (math.fsum(values) + max(expected - len(values), 0)) / max(expected, len(values), 1)
+    needed = 1 / level
+    said = f"{facts}; evidence e = {evidence:.3g} where {needed:.4g} is enough"
+    if parts and evidence >= needed:
+        return FAIL, f"worse than stable, {said}", evidence
+    if over:
+        return FAIL, f"{over}; {facts}", evidence
+    if enough:
+        return INSUFFICIENT, enough, evidence
+    if evidence >= math.sqrt(needed):
+        return INCONCLUSIVE, f"it looks worse than stable but that is not certain yet, {said}", evidence
+    return PASS, f"no sign that it is worse than stable, {said}", evidence
+
+
+def _fill(
+    result: dict[str, Any], verdict: str, reason: str, evidence: float, last: Comparison | None
+) -> dict[str, Any]:
+    result.update(verdict=verdict, reason=f"{result['name']}: {reason}", e_value=_number(evidence))
+    if last is not None:
+        for key in ("stable", "candidate", "difference", "lower", "upper"):
+            result[key] = _number(getattr(last, key))
+    return result
+
+
+def _lacking(request: Request, seen: View, mine: float, theirs: float) -> str:
+    """What lacks for a verdict without harm, in words; empty when there is enough."""
+    least, now = request.min_requests, tally(seen.current, request.candidate).requests
+    when = "before the switch" if seen.switched else "since the release began"
+    if mine + theirs == 0:
+        return f"no traffic at all since the release began: {least} requests on each side are needed"
+    if mine < least:
+        return f"{request.stable} had {mine:,.0f} requests {when}, {least} are needed"
+    if theirs < least:
+        return f"{request.candidate} had {theirs:,.0f} requests, {least} are needed"
+    if now < max(1.0, least / 10):
+        return f"{request.candidate} had {now:,.0f} requests since its last step, a tenth of {least} is needed"
+    return ""
+
+
+def _parts(seen: View) -> list[Part]:
+    return [part for part, used in ((seen.together, seen.phases[0][1] < 100), (seen.before, seen.switched)) if used]
+
+
+def _requests(request: Request, seen: View) -> tuple[Tally, Tally]:
+    part = seen.before if seen.switched else seen.together
+    return tally(part.stable, request.stable), tally(part.candidate, request.candidate)
+
+
+def judge_errors(request: Request, metric: Metric, level: float, seen: View) -> dict[str, Any]:
+    """Share of failed requests."""
+    found = []
+    for part in _parts(seen):
+        rows = []
+        for mine, theirs in part.pairs:
+            a, b = tally(mine, request.stable), tally(theirs, request.candidate)
+            row = interval(b.errors, b.requests, a.errors, a.requests)
+            if row:
+                rows.append(row)
+        totals = tally(part.stable, request.stable).requests, tally(part.candidate, request.candidate).requests
+        if rows:
+            share = seen.phases[0][1] / 100 if part is seen.together and 0 < seen.phases[0][1] < 100 else 0.5
+            found.append(compare_errors(rows, level, metric.margin, reference=share, requests=totals))
+    a, b = _requests(request, seen)
+    facts = (
+        f"{b.errors:,.0f} of {b.requests:,.0f} requests failed on {request.candidate}, "
+        f"{a.errors:,.0f} of {a.requests:,.0f} on {request.stable}"
+    )
+    if a.errors and a.requests and b.requests:
+        facts += f", {b.errors / b.requests / (a.errors / a.requests):.3g} times as often"
+    over = ""
+    for some in (seen.current, seen.together.candidate):
+        own = tally(some, request.candidate)
+        if (
+            metric.limit is not None
+            and own.requests >= request.min_requests
+            and own.errors / own.requests > metric.limit
+        ):
+            over = f"{own.errors / own.requests:.3%} of requests failed, the limit is {metric.limit:.3%}"
+            break
+    lacking = _lacking(request, seen, a.requests, b.requests)
+    verdict, reason, evidence = _decide(level, found, len(_parts(seen)), enough=lacking, over=over, facts=facts)
+    result = _result(metric, verdict, reason, "ratio", (a.requests, b.requests))
+    _fill(result, verdict, reason, evidence, found[-1] if found else None)
+    result["stable"] = _number(a.errors / a.requests) if a.requests else None
+    result["candidate"] = _number(b.errors / b.requests) if b.requests else None
+    return result
+
+
+def judge_latency(request: Request, metric: Metric, level: float, seen: View) -> dict[str, Any]:
+    """A quantile of the latency of answered requests."""
+    found = []
+    for part in _parts(seen):
+        both = _thinned(request, seen, part)
+        if both:
+            found.append(compare_quantile(*both, metric.quantile, level, metric.margin))
+    a, b = _requests(request, seen)
+    mine, theirs = a.buckets.get(math.inf, 0.0), b.buckets.get(math.inf, 0.0)
+    last = found[-1] if found else None
+    facts, over, name = "no latency was measured", "", f"p{metric.quantile * 100:g}"
+    if last is not None and last.stable is not None and last.candidate is not None:
+        facts = (
+            f"{name} is {last.candidate:.4g} s on {request.candidate} and {last.stable:.4g} s on {request.stable}, "
+            f"{metric.margin:.0%} more is tolerated"
+        )
+        if metric.limit is not None and theirs >= request.min_requests and last.candidate > metric.limit:
+            over = f"{name} is over the limit of {metric.limit:g} s"
+    lacking = _lacking(request, seen, mine, theirs)
+    verdict, reason, evidence = _decide(level, found, len(_parts(seen)), enough=lacking, over=over, facts=facts)
+    return _fill(_result(metric, verdict, reason, "seconds", (mine, theirs)), verdict, reason, evidence, last)
+
+
+def expand(query: str, service: str, pool: str, window: float) -> str:
+    """The user's PromQL with $service, $pool and $window filled in."""
+    for name, value in (("$service", service), ("$pool", pool), ("$window", f"{math.ceil(window)}s")):
+        query = query.replace(name, value)
+    return query
+
+
+Ask = Callable[[str, float, float, float], Mapping[float, float]]
+
+
+def judge_query(request: Request, metric: Metric, level: float, seen: View, ask: Ask) -> dict[str, Any]:
+    """A user's PromQL, one pair of values per interval."""
+    tick = max(request.interval, 2 * request.scrape_interval)
+    start, weight = seen.phases[-1]
+    values: dict[str, dict[float, float]] = {}
+    low = min(seen.since, 2 * start - seen.now) if weight >= 100 else seen.since
+    # The grid hangs on the last switch or on the beginning, so that a later look sees the same points again.
+    anchor = start if weight >= 100 else seen.since
+    first = anchor - math.floor((anchor - low) / tick) * tick
+    for pool in (request.stable, request.candidate):
+        found = ask(expand(metric.query, request.service, pool, tick), first, seen.now, tick)
+        values[pool] = {round((t - anchor) / tick): v for t, v in found.items()}
+    mine, theirs = values[request.stable], values[request.candidate]
+    groups: list[list[tuple[float, float]]] = []
+    begun = round((seen.since - anchor) / tick, 6)
+    last_shared = 0 if weight >= 100 else math.inf
+    if seen.phases[0][1] < 100:
+        groups.append([(mine[k], theirs[k]) for k in sorted(mine) if k in theirs and begun + 1 <= k <= last_shared])
+    if weight >= 100:
+        groups.append([(mine[1 - k], theirs[k]) for k in sorted(theirs) if k >= 1 and 1 - k in mine])
+    parts = [compare_paired(group, level, metric.worse, metric.margin) for group in groups if group]
+    pairs = sum(len(group) for group in groups)
+    a, b = _requests(request, seen)
+    last = parts[-1] if parts else None
+    facts = over = ""
+    if last is not None and last.stable is not None and last.candidate is not None:
+        facts = (
+            f"{last.candidate:.4g} on {request.candidate} and {last.stable:.4g} on {request.stable} "
+            f"over {pairs} intervals, {metric.worse} is worse, {metric.margin:.0%} is tolerated"
+        )
+        beyond = metric.limit is not None and (
+            last.candidate > metric.limit if metric.worse == "higher" else last.candidate < metric.limit
+        )
+        if beyond and b.requests >= request.min_requests:
+            over = f"beyond the limit of {metric.limit:g}"
+    lacking = ""
+    if pairs < MIN_PAIRS:
+        lacking = f"{pairs} intervals with a value for both pools, {MIN_PAIRS} are needed"
+    elif groups[-1] == [] and weight >= 100:
+        lacking = f"no value of {request.candidate} since the switch"
+    verdict, reason, evidence = _decide(level, parts, len(groups), enough=lacking, over=over, facts=facts)
+    result = _fill(_result(metric, verdict, reason, "query", (a.requests, b.requests)), verdict, reason, evidence, last)
+    base = abs(last.stable) if last is not None and last.stable else 0.0
+    for key in ("difference", "lower", "upper"):
+        result[key] = _number(result[key] / base) if base and result[key] is not None else None
+    return result
+
+
+def overall(metrics: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The verdict of all metrics and its reason: the worst one rules."""
+    for verdict in (FAIL, INSUFFICIENT, INCONCLUSIVE):
+        found = [one["reason"] for one in metrics if one["verdict"] == verdict]
+        if found:
+            return verdict, "; ".join(found)
+    return PASS, "; ".join(one["reason"] for one in metrics)
+
+
+def _stamp(moment: float) -> str:
+    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Judge:
+    """Asks one Prometheus and judges what it says. The caller's clock is `clock` (epoch seconds)."""
+
+    def __init__(self, prometheus: Prometheus, request: Request, clock: Callable[[], float] = time.time) -> None:
+        if not request.metrics:
+            raise AnalysisError("analysis.metrics: at least one metric is needed")
+        if len({metric.name for metric in request.metrics}) < len(request.metrics):
+            raise AnalysisError("analysis.metrics: names must differ")
+        self.prometheus, self.request, self.clock = prometheus, request, clock
+        self.notes, self.skew = Notes(), 0.0
+        self.age: float | None = None
+
+    def run(self) -> dict[str, Any]:
+        """`analysis` and `prometheus` of the module. Raises AnalysisError for a wrong question, for nothing else."""
+        blind = ""
+        now = self.clock()
+        analysis: dict[str, Any] = {}
+        try:
+            now, seen = self._look()
+            analysis = self._judge(seen)
+        except (Unseen, StatisticsError) as error:
+            blind = str(error)
+            metrics = [_result(m, INSUFFICIENT, blind, "", (0, 0)) for m in self.request.metrics]
+            analysis = {"verdict": INSUFFICIENT, "reason": blind, "metrics": metrics}
+        head = {"at": _stamp(now), "step": self.request.step, "weight": self.request.weight}
+        state = {
+            "ok": not blind,
+            "url": self.prometheus.url,
+            "reason": blind,
+            "failures": dict(self.prometheus.failures),
+            "skew": round(self.skew, 3),
+            "age": None if self.age is None else round(self.age, 3),
+            "warnings": self.notes.words(),
+        }
+        return {"analysis": {**head, **analysis}, "prometheus": state}
+
+    def _look(self) -> tuple[float, View]:
+        request = self.request
+        answer = self.prometheus.query("time()")
+        try:
+            theirs = float(answer.data["result"][1])
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise Unseen("Prometheus does not tell its time") from None
+        middle = self.clock() - (answer.answered - answer.asked) / 2
+        self.skew = theirs - middle
+        if abs(self.skew) > request.max_skew:
+            raise Unseen(
+                f"Prometheus' clock differs from this host's by {self.skew:.1f} s, {request.max_skew:g} s are tolerated"
+            )
+        shift = self.skew if abs(self.skew) > SKEW else 0.0
+        until = theirs if request.until is None else min(theirs, request.until + shift)
+        since = request.since + shift
+        if since > until:
+            raise Unseen("the release begins in the future of Prometheus: nothing was seen of it yet")
+        phases = [(max(at + shift, since), weight) for at, weight in sorted(request.weights) if at + shift <= until]
+        phases = phases or [(since, request.weight)]
+        begin = min(since, 2 * phases[-1][0] - until) if phases[-1][1] >= 100 else since
+        window = f"[{math.ceil(until - begin + 4 * request.scrape_interval + 60)}s]"
+        pools = "|".join(dict.fromkeys((request.stable, request.candidate)))
+        selector = f'{{service="{request.service}",direction="outbound",pool=~"{pools}"}}{window}'
+        names = ["envoy_cluster_upstream_rq_xx", "envoy_cluster_upstream_rq_retry_success"]
+        if any(metric.kind == "latency" for metric in request.metrics):
+            names.append("envoy_cluster_upstream_rq_time_bucket")
+
+        def series(expression: str) -> list[Any]:
+            return matrix(self.prometheus.query(expression, until).data, until, self.notes)
+
+        counters = [one for name in names for one in series(name + selector)]
+        if not counters:
+            raise Unseen(
+                f"Prometheus has no series of service {request.service}: no traffic at all, or no proxy is scraped"
+            )
+        newest = max(one.samples[-1][0] for one in counters)
+        self.age = until - newest
+        if self.age > request.max_age:
+            raise Unseen(f"the newest sample is {self.age:.0f} s old, {request.max_age:g} s are tolerated")
+        found = steps(counters, series(f'up{{job="envoy"}}{window}'), self.notes)
+        return until, view(request, found, since, until, phases)
+
+    def _judge(self, seen: View) -> dict[str, Any]:
+        request = self.request
+        levels = split_alpha(request.alpha, {metric.name: 1.0 for metric in request.metrics})
+        results = []
+        for metric in request.metrics:
+            level = levels[metric.name]
+            try:
+                if metric.kind == "errors":
+                    results.append(judge_errors(request, metric, level, seen))
+                elif metric.kind == "latency":
+                    results.append(judge_latency(request, metric, level, seen))
+                else:
+                    results.append(judge_query(request, metric, level, seen, self._values))
+            except AnalysisError as error:
+                raise AnalysisError(f"metric {metric.name}: {error}") from error
+            except (Unseen, StatisticsError) as error:
+                # One metric that cannot be seen does not hide the harm that another shows.
+                results.append(_result(metric, INSUFFICIENT, str(error), "", (0, 0)))
+        verdict, reason = overall(results)
+        return {"verdict": verdict, "reason": reason, "metrics": results}
+
+    def _values(self, expression: str, start: float, end: float, step: float) -> dict[float, float]:
+        found = matrix(self.prometheus.query_range(expression, start, end, step).data, end, self.notes)
+        if len(found) > 1:
+            raise Unseen(f"the query yields {len(found)} series for one pool, one number is needed")
+        return dict(found[0].samples) if found else {}

@@ -159,8 +159,8 @@ def view(
 def _thinned(request: Request, seen: View, part: Part) -> tuple[Histogram, Histogram] | None:
     """Histograms of both pools with the same mixture of times.
 
-    Within a step of the canary the share is constant; over several steps the candidate's requests are the
-    later ones. So stable's requests of each step are thinned to the same ratio: fewer requests than there are, which is conservative.
+    Within a step of the canary the share is constant; over several steps the candidate's requests are the later
+    ones. So stable's requests of each step are thinned to the same ratio: fewer than there are, which is conservative.
     """
     edges = [*(start for start, _weight in seen.phases), math.inf]
     found = []

@@ -44,6 +44,8 @@ WORLDS: dict[str, dict[str, Any]] = {
     "onesided": {"errors": (0.01, 0.01), "share": 0.0},
     "bluegreen": {"errors": (0.01, 0.01), "switch": True},
     "bluebad": {"errors": (0.01, 0.05), "switch": True},
+    "late": {"errors": (0.01, 0.01), "late": True},
+    "latebad": {"errors": (0.01, 0.01), "late": True, "errors_after": 0.05},
     "stopped": {"errors": (0.01, 0.01), "until": NOW - 600},
 }
 
@@ -57,13 +59,21 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
         share = world.get("share", 0.1) if t > SINCE else 0.0
         if world.get("switch"):
             share = 1.0 if t > NOW - 1800 else 0.0
+        if world.get("late") and t > NOW - 1800:
+            share = 1.0
         number = world.get("rate", 2000) * SCRAPE // 60
         for index, pool in enumerate(("stable", "candidate")):
             n = round(number * (share if index else 1 - share))
-            bad = sum(rng.random() < world["errors"][index] for _ in range(n))
+            ratio = (
+                world.get("errors_after", 0.01)
+                if share == 1.0 and index and "late" in world
+                else world["errors"][index]
+            )
+            bad = sum(rng.random() < ratio for _ in range(n))
             scale = world.get("slow", 1.0) if index else 1.0
             buckets = Counter(rng.choices(PLACES[scale], k=n))
-            base = f'service="{name}",direction="outbound",pool="{pool}",instance="10.0.0.1:9102",host="e1",proxy="gateway"'
+            proxy = 'instance="10.0.0.1:9102",host="e1",proxy="gateway"'
+            base = f'service="{name}",direction="outbound",pool="{pool}",{proxy}'
             grown = {
                 ("envoy_cluster_upstream_rq_xx", f'{base},envoy_response_code_class="2"'): n - bad,
                 ("envoy_cluster_upstream_rq_xx", f'{base},envoy_response_code_class="5"'): bad,
@@ -182,6 +192,8 @@ SWITCHED = {"weights": ((NOW - 1800, 100.0),)}
         ("idle", {}, "insufficient_data", "no traffic at all"),
         ("onesided", {}, "insufficient_data", "candidate had 0 requests"),
         ("bluegreen", SWITCHED, "pass", ""),
+        ("late", {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0))}, "pass", ""),
+        ("latebad", {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0))}, "fail", "errors: worse"),
         ("bluebad", SWITCHED, "fail", "errors: worse"),
         ("stopped", {}, "insufficient_data", "newest sample is 600 s old"),
         ("nobody", {}, "insufficient_data", "no series of service nobody"),
@@ -222,7 +234,7 @@ def test_dead_prometheus_is_skipped_while_another_lives(prometheus: str) -> None
 
 
 def test_invalid_promql_is_an_error_of_its_own(prometheus: str) -> None:
-    with pytest.raises(AnalysisError, match="metric value: .*parse error"):
+    with pytest.raises(AnalysisError, match=r"metric value: .*parse error"):
         run(prometheus, request("same", {"name": "value", "kind": "business", "query": "sum(("}))
 
 

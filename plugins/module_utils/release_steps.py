@@ -78,8 +78,9 @@ def decide(plan: list[Step], cursor: Cursor, verdict: str, reason: str, command:
     """What follows from a verdict and an operator's command.
 
     ``verdict``: pass, fail, inconclusive or insufficient_data. Only ``pass`` counts towards the end of a step, so
-    silence never promotes: after ``holds`` checks without a verdict the release goes back. ``command``: "", abort,
-    pause, promote or resume.
+    silence never promotes. After ``holds`` checks without one, a candidate that nobody could judge goes back, and one
+    that is suspicious (``inconclusive``) waits for an operator: to go back then would break the promise that a healthy
+    version is rolled back with probability alpha at most. ``command``: "", abort, pause, promote or resume.
     """
     if command == "abort":
         return replace(cursor, action=ABORT, reason="an operator asked to abort")
@@ -102,11 +103,10 @@ def decide(plan: list[Step], cursor: Cursor, verdict: str, reason: str, command:
     if verdict not in ("inconclusive", "insufficient_data"):
         raise ReleaseError(f"verdict: {verdict!r} is unknown; allowed: pass, fail, inconclusive, insufficient_data")
     held = replace(cursor, holds=cursor.holds + 1, action=HOLD, reason=reason)
-    if held.holds > step.holds:
-        return replace(
-            held, action=BACK, reason=f"no verdict at {step.weight} % after {held.holds} checks without one: {reason}"
-        )
-    return held
+    if held.holds <= step.holds:
+        return held
+    words = f"no verdict at {step.weight} % after {held.holds} checks without one: {reason}"
+    return replace(held, action=PAUSE if verdict == "inconclusive" else BACK, reason=words)
 
 
 def resume(plan: list[Step], step: int) -> Cursor:

@@ -84,12 +84,12 @@ def test_a_killed_release_is_finished_by_the_next_run(
     traffic: Callable[..., Any],
 ) -> None:
     wanted = other(versions("catalog"))
-    arguments = {"release_service": "catalog", "release_version": wanted, "release_lock_ttl": 10}
+    arguments = {"release_service": "catalog", "release_version": wanted, "release_lock_ttl": 30}
     with traffic() as load:
         controller = start_playbook("release_rolling", **arguments)
         controller.kill_at("Instance | Wait before the next one")
         assert versions("catalog") == {wanted, other({wanted})}
-        time.sleep(12)  # the lock's lease runs out
+        time.sleep(32)  # the lock's lease runs out
         done = playbook("release_rolling", **arguments)
     assert done.returncode == 0, done.stdout[-3000:]
     assert versions("catalog") == {wanted}

@@ -1,0 +1,191 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the causeway.platform authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: release_wait
+short_description: Wait while a release does nothing, until an operator wants something
+description:
+  - Waits for a time, for the end of the release under way, or for an operator's request
+    (M(causeway.platform.registry_release), O(causeway.platform.registry_release#module:command)), whatever comes first.
+  - Meanwhile it keeps the lock of the release, so that waiting may take longer than the lock's lease.
+  - Ends at once when the controller is gone, so that a dead one does not keep the lock.
+  - Outages of the registry that are shorter than the lock's lease do not end it.
+version_added: "0.1.0"
+options:
+  service:
+    description:
+      - Name of the service.
+    type: str
+    required: true
+  seconds:
+    description:
+      - How long to wait at most.
+    type: float
+    required: true
+  commands:
+    description:
+      - The requests that end the waiting; others are left for later.
+    type: list
+    elements: str
+    choices: [abort, promote, pause, resume]
+    default: [abort, promote, pause]
+  owner:
+    description:
+      - Who holds the service's lock (RV(causeway.platform.etcd_lock#module:owner)); it is renewed. Fails when it was
+        lost.
+    type: str
+extends_documentation_fragment:
+  - causeway.platform.etcd
+attributes:
+  check_mode:
+    support: full
+    description: Looks once and does not wait.
+  diff_mode:
+    support: none
+    description: Changes nothing.
+  idempotent:
+    support: full
+    description: Changes nothing.
+author:
+  - The causeway.platform authors (@causeway)
+"""
+
+EXAMPLES = r"""
+- name: Let traffic flow for half a minute, unless an operator wants something
+  causeway.platform.release_wait:
+    platform: shop
+    endpoints: ["https://10.77.1.21:2379", "https://10.77.1.22:2379", "https://10.77.1.23:2379"]
+    password: "{{ causeway_secrets.registry | causeway.platform.registry_password('root') }}"
+    service: orders
+    seconds: 30
+    owner: "{{ lock.owner }}"
+"""
+
+RETURN = r"""
+command:
+  description: The request that ended the waiting, else empty; C(revision) tells when it was last changed.
+  returned: always
+  type: dict
+  sample: {command: abort, by: alice, at: "2026-11-22T16:01:00.000Z", release: 20261122-160000-core1, revision: 4712}
+release:
+  description: The service's release record, as M(causeway.platform.registry_release) returns it.
+  returned: always
+  type: dict
+  sample: {current: 1.0.0, previous: "", state: canary, history: [],
+           release: {id: 20261122-160000-core1, state: shifting}}
+waited:
+  description: Seconds.
+  returned: always
+  type: float
+  sample: 12.4
+"""
+
+import select
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.causeway.platform.plugins.module_utils.etcd import EtcdClient, EtcdError
+from ansible_collections.causeway.platform.plugins.module_utils.registry import (
+    ARGUMENTS,
+    Keys,
+    RegistryError,
+    check_label,
+    connect,
+    find_lock,
+    renew,
+)
+from ansible_collections.causeway.platform.plugins.module_utils.release_record import (
+    COMMANDS,
+    Release,
+    pending_command,
+)
+
+POLL = 0.5
+RENEW = 3.0  # seconds; every lease in use is several times longer
+PATIENCE = 60.0  # seconds without the registry
+
+
+def look(client: EtcdClient, keys: Keys, service: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The service's record and the request that concerns the release under way."""
+    record, request = client.get(keys.of("releases", service)), client.get(keys.of("commands", service))
+    known, asked = record.json() if record else {}, request.json() if request else {}
+    if not request or not pending_command(known, asked):
+        return known, {}
+    return known, {**asked, "revision": request.mod_revision}
+
+
+def abandoned() -> bool:
+    """Whether nobody reads what this module will print: the controller, or the connection to it, is gone.
+
+    Without this a dead controller's module would keep the lock for as long as it was told to wait.
+    """
+    listener = select.poll()
+    listener.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _fd, event in listener.poll(0))
+
+
+def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Wait; returns the module's result."""
+    keys, service, owner = Keys(params["platform"]), check_label("service", params["service"]), params["owner"]
+    begun = answered = time.monotonic()
+    renewed = begun - RENEW
+    record: dict[str, Any] = {}
+    with connect(params) as client:
+        while True:
+            command: dict[str, Any] = {}
+            if abandoned():
+                raise RegistryError("the controller is gone")
+            try:
+                if owner and not check_mode and time.monotonic() - renewed >= RENEW:
+                    renew(client, find_lock(client, keys, service), service, owner)
+                    renewed = time.monotonic()
+                record, command = look(client, keys, service)
+                answered = time.monotonic()
+            except EtcdError:
+                if time.monotonic() - answered > PATIENCE:
+                    raise
+            release = Release.of(record.get("release"))
+            wanted = command.get("command") in params["commands"]
+            passed = time.monotonic() - begun
+            if wanted or check_mode or passed >= params["seconds"] or (release is not None and release.ended):
+                return {
+                    "changed": False,
+                    "release": record,
+                    "command": command if wanted else {},
+                    "waited": round(passed, 3),
+                }
+            time.sleep(min(POLL, max(0.0, params["seconds"] - passed)))
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            **ARGUMENTS,
+            "service": {"type": "str", "required": True},
+            "seconds": {"type": "float", "required": True},
+            "commands": {
+                "type": "list",
+                "elements": "str",
+                "choices": list(COMMANDS),
+                "default": ["abort", "promote", "pause"],
+            },
+            "owner": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = run(module.params, module.check_mode)
+    except (EtcdError, RegistryError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Judged releases under traffic: good versions arrive without a lost request, bad ones go back by themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
+Registry = Callable[..., dict[str, Any]]
+
+# Every change of a release's state, in order, by the task that records it.
+TRANSITIONS = (
+    "Plan | Begin the release's record",
+    "Record that the candidates are prepared",
+    "Shift | Record that the candidates are tested",
+    "Shift | Record that traffic begins to move",
+    "Check | Record the step",
+    "Check | Record the verdict",
+    "Bake | Record the promotion",
+    "Return | Record that the release is live",
+)
+
+
+@pytest.fixture
+def known(registry: Registry) -> Callable[[str], dict[str, Any]]:
+    """All that the registry knows of a service."""
+    return lambda service: registry("registry_info", service=service, gather=["content"])["services"][service]
+
+
+def other(versions: set[str]) -> str:
+    return "1.1.0" if versions == {"1.0.0"} else "1.0.0"
+
+
+def live(state: dict[str, Any]) -> set[str]:
+    return {one["version"] for one in state["instances"]}
+
+
+def assert_settled(state: dict[str, Any], inventory: dict[str, Any], service: str, version: str) -> None:
+    """The layout is that of a service that was never released: the stable pool and nothing else."""
+    placed = inventory["causeway_services"][service]["instances"]["placed"]
+    assert {(one["instance"], one["version"]) for one in state["instances"]} == {(one["id"], version) for one in placed}
+    assert state["traffic"]["weights"] == {"stable": 100, "candidate": 0}
+    assert (state["drains"], state["lock"]) == ({}, {})
+    assert state["release"]["current"] == version
+
+
+@pytest.mark.parametrize(
+    ("verb", "service"),
+    [("release_canary", "catalog"), ("release_blue_green", "orders")],
+)
+def test_a_good_version_arrives_without_a_lost_request(
+    verb: str,
+    service: str,
+    inventory: dict[str, Any],
+    known: Callable[[str], dict[str, Any]],
+    playbook: Playbook,
+    traffic: Callable[..., Any],
+) -> None:
+    wanted = other(live(known(service)))
+    with traffic(100) as load:
+        done = playbook(verb, release_service=service, release_version=wanted, release_window=5)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert load.summary["failed"] == 0, load.summary["failures"]
+    assert_settled(known(service), inventory, service, wanted)
+    assert known(service)["release"]["release"]["state"] == "settled"
+
+
+def test_a_version_that_fails_now_and_then_goes_back_by_itself(
+    inventory: dict[str, Any],
+    known: Callable[[str], dict[str, Any]],
+    playbook: Playbook,
+    tmp_path: Path,
+    traffic: Callable[..., Any],
+) -> None:
+    """Its tests pass and its instances are healthy: only the judge sees that one request in twenty fails."""
+    (before,) = live(known("catalog"))
+    with traffic(100) as load:
+        done = playbook(
+            "release_canary",
+            release_service="catalog",
+            release_version="1.4.0-flaky",
+            release_report_dir=str(tmp_path),
+        )
+    assert done.returncode != 0
+    assert "rolled back" in done.stdout
+    report = json.loads((tmp_path / "release-catalog.json").read_text())
+    back = max(one["after_seconds"] for one in report["back"].values())
+    print(
+        f"{load.summary['failed']} of {load.summary['sent']} requests met an error; back at every proxy in {back:.3f} s"
+    )
+    assert "errors" in report["reason"]
+    assert back < 3
+    assert_settled(known("catalog"), inventory, "catalog", before)
+
+
+def test_an_operator_gets_the_old_version_back_within_the_window(
+    inventory: dict[str, Any],
+    known: Callable[[str], dict[str, Any]],
+    playbook: Playbook,
+    start_playbook: Callable[..., Any],
+    traffic: Callable[..., Any],
+) -> None:
+    (before,) = live(known("orders"))
+    with traffic(100) as load:
+        controller = start_playbook(
+            "release_blue_green", release_service="orders", release_version=other({before}), release_window=300
+        )
+        controller.wait_for("Bake | Wait for the end of the window")
+        back = playbook("release_rollback", release_service="orders")
+        code, said = controller.wait()
+    assert back.returncode == 0, back.stdout[-3000:]
+    assert code != 0
+    assert "rolled back" in said
+    assert load.summary["failed"] == 0, load.summary["failures"]
+    assert_settled(known("orders"), inventory, "orders", before)
+
+
+def test_a_release_survives_its_controller_at_every_transition(
+    inventory: dict[str, Any],
+    known: Callable[[str], dict[str, Any]],
+    playbook: Playbook,
+    start_playbook: Callable[..., Any],
+    traffic: Callable[..., Any],
+) -> None:
+    """Killed again and again, each time one state further; each next run takes up what it finds."""
+    wanted = other(live(known("catalog")))
+    arguments = {
+        "release_service": "catalog",
+        "release_version": wanted,
+        "release_lock_ttl": 20,
+        "release_window": 0,
+    }
+    with traffic(100) as load:
+        for words in TRANSITIONS:
+            controller = start_playbook("release_canary", **arguments)
+            controller.kill_at(words)
+            time.sleep(22)  # the lock's lease runs out
+            state = known("catalog")
+            record = state["release"].get("release") or {}
+            print(f"killed at {words!r}: {record.get('state')}, weights {state['traffic']['weights']}")
+            if state["traffic"]["weights"].get("candidate"):
+                assert record["version"] == wanted
+                assert record["state"] not in {"settled", "rolled back", "aborted"}
+        done = playbook("release_canary", **arguments)
+    assert load.summary["failed"] == 0, load.summary["failures"]
+    # Killed while it recorded that it is live, it may be live already.
+    assert done.returncode == 0 or "already live" in done.stdout, done.stdout[-4000:]
+    assert_settled(known("catalog"), inventory, "catalog", wanted)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"release_service": "catalogue", "release_version": "1.1.0"}, "is not a service; allowed: catalog, orders"),
+        ({"release_service": "catalog", "release_version": "no such"}, "is not a version"),
+        ({"release_service": "catalog", "release_version": "9.9.9"}, "catalog-9.9.9.tar"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_changes(
+    variables: dict[str, str], words: str, known: Callable[[str], dict[str, Any]], playbook: Playbook
+) -> None:
+    before = known("catalog")
+    done = playbook("release_canary", **variables)
+    assert done.returncode != 0
+    assert words in " ".join(done.stdout.split())
+    after = known("catalog")
+    assert (after["release"], after["instances"], after["lock"]) == (before["release"], before["instances"], {})
+
+
+def test_a_version_that_is_live_already_is_refused(known: Callable[[str], dict[str, Any]], playbook: Playbook) -> None:
+    (current,) = live(known("orders"))
+    done = playbook("release_blue_green", release_service="orders", release_version=current)
+    assert done.returncode != 0
+    assert f"version {current} is already live" in " ".join(done.stdout.split())

@@ -1,0 +1,115 @@
+"""Plans of judged releases: where candidates go, and what a run does with what an earlier one left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.causeway.platform.plugins.module_utils.release import ReleaseError
+from ansible_collections.causeway.platform.plugins.module_utils.release_pools import pool_plan
+
+PLACES = (("app1", "a"), ("app2", "b"), ("app3", "c"))
+
+
+def stable(host: str, zone: str, slot: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "service": "orders",
+        "id": f"{host}-{slot}",
+        "host": host,
+        "slot": slot,
+        "zone": zone,
+        "region": "north",
+        "address": "10.0.0.1",
+        "port": 7100 + slot,
+        "pool": "stable",
+        "version": "1.0.0",
+        **changes,
+    }
+
+
+SERVICE: dict[str, Any] = {
+    "name": "orders",
+    "version": "1.0.0",
+    "instances": {"min": 2, "placed": [stable(*place) for place in PLACES]},
+    "release": {
+        "strategy": "canary",
+        "batch": 1,
+        "canary": {"steps": [{"weight": 10, "duration": 30.0}, {"weight": 50, "duration": 30.0}], "instances": 0},
+        "blue_green": {"bake": 30.0},
+        "analysis": {"interval": 30.0},
+    },
+}
+LIVE = [stable(*place) for place in PLACES]
+
+
+def plan(version: str = "1.1.0", strategy: str = "", **known: Any) -> dict[str, Any]:
+    return pool_plan(SERVICE, version, strategy, {"instances": LIVE, **known}, identifier="new").as_dict()
+
+
+def record(state: str, step: int = 0, **changes: Any) -> dict[str, Any]:
+    release = {
+        "id": "old",
+        "strategy": "canary",
+        "version": "1.1.0",
+        "from": "1.0.0",
+        "state": state,
+        "step": step,
+        **changes,
+    }
+    return {"current": "1.0.0", "state": "canary", "release": release}
+
+
+def test_a_canary_gets_enough_candidates_for_its_largest_weight() -> None:
+    found = plan()
+    assert (found["action"], found["id"], found["undo"]) == ("start", "new", "1.0.0")
+    assert found["candidates"] == {"app1": [5], "app2": [5]}
+    assert found["deploy"] == found["candidates"]
+    assert found["grow"] == {"app3": [5]}  # before all traffic is theirs
+    assert found["leftovers"] == {"app1": [5], "app2": [5], "app3": [5]}
+    assert found["slots"] == {"app1": [0], "app2": [0], "app3": [0]}
+    assert found["serial"] == [1, 1, 1]
+    assert [one["weight"] for one in found["steps"]] == [10, 50, 100]
+
+
+def test_blue_green_mirrors_the_whole_pool() -> None:
+    found = plan(strategy="blue_green")
+    assert found["candidates"] == {"app1": [5], "app2": [5], "app3": [5]}
+    assert (found["grow"], found["shift_checks"]) == ({}, 0)
+
+
+def test_a_dead_release_goes_on_in_its_step() -> None:
+    candidates = [stable("app1", "a", 5, pool="candidate", version="1.1.0")]
+    found = plan(instances=[*LIVE, *candidates], release=record("shifting", 1))
+    assert (found["action"], found["id"], found["cursor"]["step"]) == ("resume", "old", 1)
+    assert found["deploy"] == {"app2": [5]}
+
+
+def test_a_promoted_release_only_settles_what_is_not_settled() -> None:
+    half = [stable("app1", "a", version="1.1.0"), *LIVE[1:], stable("app1", "a", 5, pool="candidate", version="1.1.0")]
+    found = plan(instances=half, release=record("promoted", 2))
+    assert (found["action"], found["shift_checks"], found["bake_checks"]) == ("settle", 0, 0)
+    assert found["hosts"] == ["app2", "app3"]
+
+
+def test_what_a_dead_release_left_is_removed_in_the_end() -> None:
+    stray = stable("app3", "c", 5, pool="candidate", version="0.9.0")
+    ended = record("rolled back")
+    found = plan(instances=[*LIVE, stray], release={**ended, "state": "rolled back"})
+    assert found["action"] == "start"
+    assert found["leftovers"]["app3"] == [5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"version": "1.0.0"}, "already live"),
+        ({"version": ""}, "no version before"),
+        ({"version": "a b"}, "is not a version"),
+        ({"strategy": "rolling"}, "not judged; allowed: blue_green, canary"),
+        ({"version": "2.0.0", "release": record("shifting")}, "under way"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ReleaseError, match=words):
+        plan(**arguments)

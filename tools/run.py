@@ -180,7 +180,7 @@ def molecule(scenario: str = "") -> list[Step]:
             "molecule",
             f"Molecule scenarios ({scenario or 'all'})",
             tool("molecule", "test", *which),
-            2400,
+            2900,
             molecule_counts,
         ),
     ]

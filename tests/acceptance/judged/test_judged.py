@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import pytest
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Registry = Callable[..., dict[str, Any]]
 
-# Every change of a release's state, in order, by the task that records it.
+# Every change of a release's state, in order, by the task that records it. CI takes some of them for the sake of time:
+# CAUSEWAY_TRANSITIONS=all takes all.
 TRANSITIONS = (
     "Plan | Begin the release's record",
     "Record that the candidates are prepared",
@@ -25,6 +27,7 @@ TRANSITIONS = (
     "Bake | Record the promotion",
     "Return | Record that the release is live",
 )
+SOME = ("Shift | Record that the candidates are tested", "Check | Record the verdict", "Bake | Record the promotion")
 
 
 @pytest.fixture
@@ -50,25 +53,20 @@ def assert_settled(state: dict[str, Any], inventory: dict[str, Any], service: st
     assert state["release"]["current"] == version
 
 
-@pytest.mark.parametrize(
-    ("verb", "service"),
-    [("release_canary", "catalog"), ("release_blue_green", "orders")],
-)
 def test_a_good_version_arrives_without_a_lost_request(
-    verb: str,
-    service: str,
     inventory: dict[str, Any],
     known: Callable[[str], dict[str, Any]],
     playbook: Playbook,
     traffic: Callable[..., Any],
 ) -> None:
-    wanted = other(live(known(service)))
+    """Blue-green; the canary is the one whose controller is killed again and again, below."""
+    wanted = other(live(known("orders")))
     with traffic(100) as load:
-        done = playbook(verb, release_service=service, release_version=wanted, release_window=5)
+        done = playbook("release_blue_green", release_service="orders", release_version=wanted, release_window=5)
     assert done.returncode == 0, done.stdout[-4000:]
     assert load.summary["failed"] == 0, load.summary["failures"]
-    assert_settled(known(service), inventory, service, wanted)
-    assert known(service)["release"]["release"]["state"] == "settled"
+    assert_settled(known("orders"), inventory, "orders", wanted)
+    assert known("orders")["release"]["release"]["state"] == "settled"
 
 
 def test_a_version_that_fails_now_and_then_goes_back_by_itself(
@@ -121,7 +119,7 @@ def test_an_operator_gets_the_old_version_back_within_the_window(
     assert_settled(known("orders"), inventory, "orders", before)
 
 
-def test_a_release_survives_its_controller_at_every_transition(
+def test_a_canary_survives_its_controllers(
     inventory: dict[str, Any],
     known: Callable[[str], dict[str, Any]],
     playbook: Playbook,
@@ -137,7 +135,7 @@ def test_a_release_survives_its_controller_at_every_transition(
         "release_window": 0,
     }
     with traffic(100) as load:
-        for words in TRANSITIONS:
+        for words in TRANSITIONS if os.environ.get("CAUSEWAY_TRANSITIONS") == "all" else SOME:
             controller = start_playbook("release_canary", **arguments)
             controller.kill_at(words)
             time.sleep(22)  # the lock's lease runs out

@@ -109,7 +109,7 @@ def test_an_operator_gets_the_old_version_back_within_the_window(
         controller = start_playbook(
             "release_blue_green", release_service="orders", release_version=other({before}), release_window=300
         )
-        controller.wait_for("Bake | Wait for the end of the window")
+        controller.wait_for("Bake | Record the promotion")
         back = playbook("release_rollback", release_service="orders")
         code, said = controller.wait()
     assert back.returncode == 0, back.stdout[-3000:]

@@ -12,7 +12,8 @@ description:
   - Waits for a time, for the end of the release under way, or for an operator's request
     (M(causeway.platform.registry_release), O(causeway.platform.registry_release#module:command)), whatever comes first.
   - Meanwhile it keeps the lock of the release, so that waiting may take longer than the lock's lease.
-  - Ends at once when the controller is gone, so that a dead one does not keep the lock.
+  - One run waits no longer than O(slice), so that a dead controller does not keep the lock for the whole time; repeat it
+    until RV(finished).
   - Outages of the registry that are shorter than the lock's lease do not end it.
 version_added: "0.1.0"
 options:
@@ -26,6 +27,15 @@ options:
       - How long to wait at most.
     type: float
     required: true
+  since:
+    description:
+      - When the waiting began, seconds since the epoch on this host's clock; by default now.
+    type: float
+  slice:
+    description:
+      - How long one run may wait.
+    type: float
+    default: 15.0
   commands:
     description:
       - The requests that end the waiting; others are left for later.
@@ -62,10 +72,20 @@ EXAMPLES = r"""
     password: "{{ causeway_secrets.registry | causeway.platform.registry_password('root') }}"
     service: orders
     seconds: 30
+    since: "{{ begun }}"
     owner: "{{ lock.owner }}"
+  register: waited
+  until: waited.finished
+  retries: 10
+  delay: 0
 """
 
 RETURN = r"""
+finished:
+  description: Whether the time has passed, the release has ended or an operator wants something.
+  returned: always
+  type: bool
+  sample: true
 command:
   description: The request that ended the waiting, else empty; C(revision) tells when it was last changed.
   returned: always
@@ -78,7 +98,7 @@ release:
   sample: {current: 1.0.0, previous: "", state: canary, history: [],
            release: {id: 20261122-160000-core1, state: shifting}}
 waited:
-  description: Seconds.
+  description: Seconds since the waiting began.
   returned: always
   type: float
   sample: 12.4
@@ -121,10 +141,7 @@ def look(client: EtcdClient, keys: Keys, service: str) -> tuple[dict[str, Any], 
 
 
 def abandoned() -> bool:
-    """Whether nobody reads what this module will print: the controller, or the connection to it, is gone.
-
-    Without this a dead controller's module would keep the lock for as long as it was told to wait.
-    """
+    """Whether nobody reads what this module will print: the connection to the controller is gone."""
     listener = select.poll()
     listener.register(1, 0)
     return any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _fd, event in listener.poll(0))
@@ -134,6 +151,8 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Wait; returns the module's result."""
     keys, service, owner = Keys(params["platform"]), check_label("service", params["service"]), params["owner"]
     begun = answered = time.monotonic()
+    # How far back it began; a clock that was set meanwhile counts as no time.
+    earlier = max(0.0, time.time() - params["since"]) if params["since"] is not None else 0.0
     renewed = begun - RENEW
     record: dict[str, Any] = {}
     with connect(params) as client:
@@ -152,15 +171,18 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
                     raise
             release = Release.of(record.get("release"))
             wanted = command.get("command") in params["commands"]
-            passed = time.monotonic() - begun
-            if wanted or check_mode or passed >= params["seconds"] or (release is not None and release.ended):
+            here = time.monotonic() - begun
+            rest = params["seconds"] - earlier - here
+            finished = wanted or check_mode or rest <= 0 or (release is not None and release.ended)
+            if finished or here >= params["slice"]:
                 return {
                     "changed": False,
+                    "finished": finished,
                     "release": record,
                     "command": command if wanted else {},
-                    "waited": round(passed, 3),
+                    "waited": round(earlier + here, 3),
                 }
-            time.sleep(min(POLL, max(0.0, params["seconds"] - passed)))
+            time.sleep(min(POLL, rest))
 
 
 def main() -> None:
@@ -170,6 +192,8 @@ def main() -> None:
             **ARGUMENTS,
             "service": {"type": "str", "required": True},
             "seconds": {"type": "float", "required": True},
+            "since": {"type": "float"},
+            "slice": {"type": "float", "default": 15.0},
             "commands": {
                 "type": "list",
                 "elements": "str",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -102,6 +103,18 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+def descendants(pid: int) -> list[int]:
+    """All processes below one, also those with a session of their own, as Ansible's workers have."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
 class Controller:
     """A playbook that runs beside the test."""
 
@@ -128,7 +141,9 @@ class Controller:
 
     def kill(self) -> None:
         """As when the controller loses power: nothing of it runs on, nothing is cleaned up."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def kill_at(self, words: str, times: int = 1) -> None:

@@ -12,8 +12,8 @@ description:
   - Waits for a time, for the end of the release under way, or for an operator's request
     (M(causeway.platform.registry_release), O(causeway.platform.registry_release#module:command)), whatever comes first.
   - Meanwhile it keeps the lock of the release, so that waiting may take longer than the lock's lease.
-  - One run waits no longer than O(slice), so that a dead controller does not keep the lock for the whole time; repeat it
-    until RV(finished).
+  - One run waits no longer than O(slice), so that a dead controller does not keep the lock for the whole time; repeat
+    it until RV(finished).
   - Outages of the registry that are shorter than the lock's lease do not end it.
 version_added: "0.1.0"
 options:
@@ -29,7 +29,7 @@ options:
     required: true
   since:
     description:
-      - When the waiting began, seconds since the epoch on this host's clock; by default now.
+      - When the waiting began, RV(began) of an earlier run; by default now.
     type: float
   slice:
     description:
@@ -81,6 +81,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+began:
+  description: When the waiting began, seconds since the epoch on this host's clock.
+  returned: always
+  type: float
+  sample: 1795374757.8
 finished:
   description: Whether the time has passed, the release has ended or an operator wants something.
   returned: always
@@ -151,8 +156,9 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Wait; returns the module's result."""
     keys, service, owner = Keys(params["platform"]), check_label("service", params["service"]), params["owner"]
     begun = answered = time.monotonic()
+    started = time.time()
     # How far back it began; a clock that was set meanwhile counts as no time.
-    earlier = max(0.0, time.time() - params["since"]) if params["since"] is not None else 0.0
+    earlier = max(0.0, started - params["since"]) if params["since"] is not None else 0.0
     renewed = begun - RENEW
     record: dict[str, Any] = {}
     with connect(params) as client:
@@ -177,6 +183,7 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             if finished or here >= params["slice"]:
                 return {
                     "changed": False,
+                    "began": params["since"] if params["since"] is not None else round(started, 3),
                     "finished": finished,
                     "release": record,
                     "command": command if wanted else {},

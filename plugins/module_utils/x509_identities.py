@@ -59,6 +59,7 @@ def identities(
     regions: Mapping[str, Any] | None = None,
     instances: Sequence[Mapping[str, Any]] = (),
     extra: Sequence[Mapping[str, Any]] = (),
+    *,
     gateway_names: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The identities of one host as docs/design.md section 2 lists them, sorted by name.

@@ -94,8 +94,8 @@ services:
   description:
     - Services by name. C(revision) is the highest revision of a key of the service that exists; C(instances) are the
       registered instances with their own revision and whether they are draining; C(drains) are the markers;
-      C(release), C(lock) and C(command) (an operator's request) are empty when there is none; C(proxies) are the live proxies in front with what
-      they acknowledged.
+      C(release), C(lock) and C(command) (an operator's request) are empty when there is none; C(proxies) are the
+      live proxies in front with what they acknowledged.
   returned: when O(gather) has V(content)
   type: dict
   sample:

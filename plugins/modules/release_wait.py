@@ -43,6 +43,11 @@ options:
     elements: str
     choices: [abort, promote, pause, resume]
     default: [abort, promote, pause]
+  while_locked:
+    description:
+      - End also when nobody holds the service's lock any more, so that no controller runs the release.
+    type: bool
+    default: false
   owner:
     description:
       - Who holds the service's lock (RV(causeway.platform.etcd_lock#module:owner)); it is renewed. Fails when it was
@@ -164,12 +169,14 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     with connect(params) as client:
         while True:
             command: dict[str, Any] = {}
+            free = False
             if abandoned():
                 raise RegistryError("the controller is gone")
             try:
                 if owner and not check_mode and time.monotonic() - renewed >= RENEW:
                     renew(client, find_lock(client, keys, service), service, owner)
                     renewed = time.monotonic()
+                free = params["while_locked"] and find_lock(client, keys, service) is None
                 record, command = look(client, keys, service)
                 answered = time.monotonic()
             except EtcdError:
@@ -179,7 +186,7 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             wanted = command.get("command") in params["commands"]
             here = time.monotonic() - begun
             rest = params["seconds"] - earlier - here
-            finished = wanted or check_mode or rest <= 0 or (release is not None and release.ended)
+            finished = wanted or free or check_mode or rest <= 0 or (release is not None and release.ended)
             if finished or here >= params["slice"]:
                 return {
                     "changed": False,
@@ -207,6 +214,7 @@ def main() -> None:
                 "choices": list(COMMANDS),
                 "default": ["abort", "promote", "pause"],
             },
+            "while_locked": {"type": "bool", "default": False},
             "owner": {"type": "str"},
         },
         supports_check_mode=True,

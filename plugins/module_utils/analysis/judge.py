@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.causeway.platform.plugins.module_utils.statistics.alpha import split_alpha
 from ansible_collections.causeway.platform.plugins.module_utils.statistics.common import Comparison, StatisticsError
@@ -24,6 +24,9 @@ from ansible_collections.causeway.platform.plugins.module_utils.statistics.quant
 
 from .client import AnalysisError, Prometheus, Unseen
 from .samples import Notes, Step, Tally, matrix, steps, tally
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 PASS, FAIL, INCONCLUSIVE, INSUFFICIENT = "pass", "fail", "inconclusive", "insufficient_data"
 KINDS = ("errors", "latency", "saturation", "business")
@@ -330,7 +333,7 @@ def expand(query: str, service: str, pool: str, window: float) -> str:
     return query
 
 
-Ask = Callable[[str, float, float, float], Mapping[float, float]]
+Ask: TypeAlias = "Callable[[str, float, float, float], Mapping[float, float]]"  # in quotes for Python 3.8
 
 
 def judge_query(request: Request, metric: Metric, level: float, seen: View, ask: Ask) -> dict[str, Any]:

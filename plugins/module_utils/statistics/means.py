@@ -395,10 +395,7 @@ def compare_paired(
     )
 
 
-Boundary = Callable[[float], float]
-
-
-def boundary_function(alpha: float, optimal_v: float, one_sided: bool = False) -> Boundary:
+def boundary_function(alpha: float, optimal_v: float, one_sided: bool = False) -> Callable[[float], float]:
     """The boundary as a function of intrinsic time, with rho best at `optimal_v`."""
     if one_sided:
         rho = best_rho_one_sided(optimal_v, alpha)

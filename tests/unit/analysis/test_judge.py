@@ -31,7 +31,7 @@ NOW = (time.time() // SCRAPE) * SCRAPE
 SINCE = NOW - MINUTES * 60
 BOUNDS = (5, 10, 20, 31.5, 40, 50, 63, 80, 100, 125, 160, 200, 250, 315, 400, 500, 1000)
 # Bucket of each of many latencies, as they are and twice as slow: milliseconds, median 30.
-DRAWN = [one.lognormvariate(3.4, 0.5) for one in [random.Random(2)] for _ in range(20000)]
+DRAWN = [one.lognormvariate(3.4, 0.5) for one in [random.Random(2)] for _number in range(20000)]
 PLACES = {scale: [bisect_left(BOUNDS, value * scale) for value in DRAWN] for scale in (1.0, 2.0)}
 # service: (errors stable, candidate), slowdown, (business stable, candidate), requests per minute, candidate's share
 WORLDS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
                 if share == 1.0 and index and "late" in world
                 else world["errors"][index]
             )
-            bad = sum(rng.random() < ratio for _ in range(n))
+            bad = sum(rng.random() < ratio for _number in range(n))
             scale = world.get("slow", 1.0) if index else 1.0
             buckets = Counter(rng.choices(PLACES[scale], k=n))
             proxy = 'instance="10.0.0.1:9102",host="e1",proxy="gateway"'

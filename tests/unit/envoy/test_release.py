@@ -148,7 +148,7 @@ def test_without_a_release_nothing_is_different(stage: Stage) -> None:
 
 def test_a_new_user_gets_a_cookie_and_stays_where_it_was_placed(stage: Stage) -> None:
     stage.play(CANARY, 40)
-    first = stage.ask_many([{} for _ in range(100)])
+    first = stage.ask_many([{} for _number in range(100)])
     share = served_by(first).count("candidate")
     assert 15 <= share <= 65, "of 100 at weight 40: outside by chance once in a million runs"
     cookies = []
@@ -236,7 +236,7 @@ def test_safe_requests_are_mirrored_while_candidates_have_no_weight(stage: Stage
         return {method: stage.candidate.seen.get(f"{method} {path}", 0) for method in ("GET", "POST")}
 
     for method in ("GET", "POST"):
-        for _ in range(5):
+        for _number in range(5):
             answer = stage.ask(method=method, path=path)
             assert (answer.status, answer.json()["service"]) == (200, "stable")
     wait_for(lambda: seen()["GET"] == 5, "five copies")

@@ -87,12 +87,12 @@ class Browser:
         """The next message."""
         deadline = time.monotonic() + TIMEOUT
         while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.read_end], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _write, _error = select.select([self.read_end], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, "the browser does not answer"
             got = os.read(self.read_end, 1 << 16)
             assert got, "the browser has died"
             self.buffer += got
-        raw, _, self.buffer = self.buffer.partition(b"\0")
+        raw, _end, self.buffer = self.buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(raw)
         method = message.get("method", "")
         self.events.append(method)

@@ -64,7 +64,7 @@ def test_it_is_readable_without_eyes_and_without_colours() -> None:
             assert reference in ids
         if tag == "svg":
             assert one.get("role") == "img" or one.get("aria-hidden") == "true"
-    count = {tag: sum(1 for name, _ in page.tags if name == tag) for tag in ("table", "caption", "h1", "main")}
+    count = {tag: sum(1 for name, _rest in page.tags if name == tag) for tag in ("table", "caption", "h1", "main")}
     assert count["table"] == count["caption"] > 10
     assert (count["h1"], count["main"]) == (1, 1)
     for words in ("✓ passed", "✕ failed", "◆ not decided yet", "○ too few data", "✕ rolled back"):

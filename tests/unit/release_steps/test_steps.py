@@ -52,7 +52,7 @@ def test_passes_lead_to_promotion() -> None:
 @pytest.mark.parametrize(("verdict", "action"), [("inconclusive", "pause"), ("insufficient_data", "back")])
 def test_silence_never_promotes(verdict: str, action: str) -> None:
     cursor = Cursor()
-    for _ in range(iterations(CANARY)):
+    for _number in range(iterations(CANARY)):
         cursor = decide(CANARY, cursor, verdict, "no traffic")
         if cursor.action != "hold":
             break

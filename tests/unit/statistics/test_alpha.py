@@ -43,7 +43,7 @@ def test_mean_of_e_values() -> None:
     rng = random.Random(1)
     # Likelihood ratios of a fair coin against 0.8: the mean of e-values that hang together is still an e-value.
     total = 0.0
-    for _ in range(4000):
+    for _number in range(4000):
         x = rng.random() < 0.5
         total += alpha.combine_e_values([1.6 if x else 0.4, 0.4 if x else 1.6, 1.6 if x else 0.4])
     assert total / 4000 == pytest.approx(1, abs=0.02)

@@ -196,10 +196,10 @@ def test_huge_counts_and_tiny_shares(side: str, row: tuple[float, float, float])
 
 def test_fast_enough_for_500_intervals() -> None:
     rng = random.Random(1)
-    rows = [Interval(rng.uniform(0.05, 0.4), rng.randint(0, 5), rng.randint(0, 20)) for _ in range(500)]
+    rows = [Interval(rng.uniform(0.05, 0.4), rng.randint(0, 5), rng.randint(0, 20)) for _number in range(500)]
     counts.log_e_value(rows)
     spent = []
-    for _ in range(5):
+    for _number in range(5):
         started = time.process_time()
         counts.log_e_value(rows)
         spent.append(time.process_time() - started)
@@ -210,12 +210,12 @@ def test_false_alarms_under_peeking() -> None:
     """Identical versions, shares that drift, a look after every interval: at most alpha of the runs ever alarm."""
     rng = random.Random(20260722)
     runs, alpha, alarms = 400, 0.1, 0
-    for _ in range(runs):
+    for _number in range(runs):
         rows: list[Interval] = []
         for minute in range(12):
             share = 0.05 + 0.03 * minute
             n = rng.randint(0, 12)
-            c = sum(rng.random() < share for _ in range(n))
+            c = sum(rng.random() < share for _number in range(n))
             rows.append(Interval(share, c, n - c))
             if counts.log_e_value(rows) >= -math.log(alpha):
                 alarms += 1

@@ -21,7 +21,7 @@ HIGH_VALUES = [10.0, 20.0, 30.0, 40.0]
 
 def noise(seed: int, n: int, scale: float = 1.0) -> list[float]:
     rng = random.Random(seed)
-    return [scale * rng.gauss(10, 1) for _ in range(n)]
+    return [scale * rng.gauss(10, 1) for _number in range(n)]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_groups_without_data_count_as_passed() -> None:
 
 
 def test_critical_metric_and_too_little_data() -> None:
-    results = [result("a", "Pass", "x") for _ in range(9)] + [result("b", "High", "x", critical=True)]
+    results = [result("a", "Pass", "x") for _number in range(9)] + [result("b", "High", "x", critical=True)]
     found = kayenta.judge(results)
     assert (found.score, found.classification) == (0, "Fail") and "b is High" in found.reason
     half = [result("a", "Pass", "x"), result("b", "Nodata", "x")]

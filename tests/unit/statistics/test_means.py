@@ -128,7 +128,7 @@ def test_t_sequence_inverts_the_test_and_scales() -> None:
 def test_t_false_alarms_under_peeking() -> None:
     rng = random.Random(41)
     alarms, runs, alpha = 0, 1500, 0.1
-    for _ in range(runs):
+    for _number in range(runs):
         data = means.Moments(0, 0, 0)
         for _step in range(40):
             data = data + means.Moments(1, rng.gauss(0, 3), 0)
@@ -141,11 +141,11 @@ def test_t_false_alarms_under_peeking() -> None:
 def test_means_false_alarms_under_peeking() -> None:
     rng = random.Random(43)
     alarms, runs, alpha = 0, 300, 0.1
-    for _ in range(runs):
+    for _number in range(runs):
         stable = candidate = means.Moments(0, 0, 0)
         for _step in range(20):
-            stable = stable + means.moments(rng.expovariate(1) for _ in range(20))
-            candidate = candidate + means.moments(rng.expovariate(1) for _ in range(10))
+            stable = stable + means.moments(rng.expovariate(1) for _number in range(20))
+            candidate = candidate + means.moments(rng.expovariate(1) for _number in range(10))
             if means.compare_means(stable, candidate, alpha, minimum=30).decision == WORSE:
                 alarms += 1
                 break
@@ -154,9 +154,9 @@ def test_means_false_alarms_under_peeking() -> None:
 
 def test_compare_means() -> None:
     rng = random.Random(5)
-    stable = means.moments(rng.gauss(10, 2) for _ in range(2000))
-    worse = means.moments(rng.gauss(12, 2) for _ in range(500))
-    same = means.moments(rng.gauss(10, 2) for _ in range(500))
+    stable = means.moments(rng.gauss(10, 2) for _number in range(2000))
+    worse = means.moments(rng.gauss(12, 2) for _number in range(500))
+    same = means.moments(rng.gauss(10, 2) for _number in range(500))
     found = means.compare_means(stable, worse, 0.05, "higher", 0.05)
     assert found.decision == WORSE and found.lower is not None and found.upper is not None
     assert 1 < found.lower < 2 < found.upper < 3

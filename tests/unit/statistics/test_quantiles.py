@@ -24,7 +24,7 @@ FINE = [0.001 * 1.1**i for i in range(110)]
 
 
 def lognormal(rng: random.Random, n: int, scale: float = 1.0) -> list[float]:
-    return [scale * rng.lognormvariate(-3, 0.5) for _ in range(n)]
+    return [scale * rng.lognormvariate(-3, 0.5) for _number in range(n)]
 
 
 @pytest.mark.parametrize("alpha", [1e-4, 0.001, 0.01, 0.05, 0.25])
@@ -48,7 +48,7 @@ def test_dkw_half_width() -> None:
 def test_dkw_band_is_hardly_ever_left() -> None:
     rng = random.Random(3)
     left, runs = 0, 100
-    for _ in range(runs):
+    for _number in range(runs):
         counts = [0] * 20
         for n in range(1, 301):
             counts[int(rng.random() * 20)] += 1
@@ -217,7 +217,7 @@ def test_units_do_not_matter() -> None:
 def test_false_alarms_under_peeking(interpolate: bool) -> None:
     rng = random.Random(29)
     runs, alpha, alarms = 40, 0.1, 0
-    for _ in range(runs):
+    for _number in range(runs):
         stable, candidate = [0.0] * len(PROMETHEUS), [0.0] * len(PROMETHEUS)
         for _look in range(6):
             for target, n in ((stable, 90), (candidate, 30)):

@@ -135,8 +135,8 @@ def test_scale_shift_and_swap(exact: bool) -> None:
 def test_coverage() -> None:
     rng = random.Random(19)
     missed = 0
-    for _ in range(400):
-        x, y = [rng.gauss(1, 1) for _ in range(8)], [rng.gauss(0, 1) for _ in range(9)]
+    for _number in range(400):
+        x, y = [rng.gauss(1, 1) for _number in range(8)], [rng.gauss(0, 1) for _number in range(9)]
         found = ranks.wilcox(x, y, 0.9)
         missed += not found.lower <= 1 <= found.upper
     assert missed <= 0.1 * 400 + 3 * math.sqrt(0.09 * 400)

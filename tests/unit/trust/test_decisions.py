@@ -26,7 +26,9 @@ REGIONS = {"north": {"gateway": {"address": "10.77.1.100"}}}
 def names(gateway_names: Sequence[str] = (), **changes: Any) -> dict[str, dict[str, Any]]:
     instances = changes.pop("instances", [])
     extra = changes.pop("extra", [])
-    found = x509_identities.identities({**HOST, **changes}, "shop.internal", REGIONS, instances, extra, gateway_names)
+    found = x509_identities.identities(
+        {**HOST, **changes}, "shop.internal", REGIONS, instances, extra, gateway_names=gateway_names
+    )
     return {item["name"]: item for item in found}
 
 

@@ -23,6 +23,11 @@ def service_plan(
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     given = dict(options or {})
+    # With ansible-core 2.18 numbers and truth inside a mapping arrive as text.
+    if "uid_base" in given:
+        given["uid_base"] = int(given["uid_base"])
+    if "user_namespaces" in given:
+        given["user_namespaces"] = str(given["user_namespaces"]).lower() == "true"
     for name in ("controllers", "host_ports"):
         if name in given:
             given[name] = tuple(given[name])

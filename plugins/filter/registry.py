@@ -20,11 +20,13 @@ from ansible_collections.causeway.platform.plugins.module_utils.registry import 
 )
 
 
-def registry_password(secret: str, user: str) -> str:
+def registry_password(secret: Any, user: str) -> str:
     """The etcd password of a user."""
-    if not secret or not isinstance(secret, str):
+    # A vaulted value is no str with ansible-core 2.18, but becomes one.
+    text = "" if secret is None or isinstance(secret, (Mapping, list, bool)) else str(secret)
+    if not text:
         raise AnsibleFilterError("registry_password: the secret is empty, set causeway_secrets.registry")
-    return password(secret, user)
+    return password(text, user)
 
 
 def registry_hosts(hosts: Iterable[str], services: Mapping[str, Any] | None = None) -> dict[str, list[str]]:

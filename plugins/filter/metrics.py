@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -19,7 +20,8 @@ def _settings(given: Mapping[str, Any]) -> prometheus.Settings:
 
 def metrics_configuration(services: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return prometheus.configuration(sorted(services), _settings(settings))
+        # A copy without shared parts: some dumpers write those as anchors and aliases.
+        return json.loads(json.dumps(prometheus.configuration(sorted(services), _settings(settings))))
     except prometheus.PrometheusError as error:
         raise AnsibleFilterError(str(error)) from error
 

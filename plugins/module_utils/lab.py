@@ -77,11 +77,6 @@ class Lab:
         """Name of the control group below which all containers of the lab live."""
         return "lab_" + self.name.replace("-", "_")
 
-    @property
-    def network_id(self) -> str:
-        """Podman's identifier of the network: 64 hexadecimal digits."""
-        return hashlib.sha256(f"lab {self.name}".encode()).hexdigest()
-
     def container(self, host: str) -> str:
         """Name of the container that plays ``host``."""
         return f"{self.name}-{host}"
@@ -208,12 +203,16 @@ def storage_configuration(graph: str, run_dir: str) -> str:
     return f'[storage]\ndriver = "overlay"\ngraphroot = "{graph}"\nrunroot = "{run_dir}/storage"\n'
 
 
-def network_document(lab: Lab) -> str:
-    """Podman's network file (JSON). Written by us since older podman cannot be told the bridge's name."""
+def network_document(lab: Lab, name: str) -> str:
+    """Podman's network file (JSON). Written by us since older podman cannot be told the bridge's name.
+
+    ``name`` is the network's own: podman remembers for the whole machine which addresses of which network are taken,
+    and would refuse those of an earlier lab of this name whose files somebody deleted.
+    """
     return json.dumps(
         {
-            "name": lab.name,
-            "id": lab.network_id,
+            "name": name,
+            "id": hashlib.sha256(f"lab {name}".encode()).hexdigest(),
             "driver": "bridge",
             "network_interface": lab.bridge,
             "created": "2026-01-01T00:00:00Z",
@@ -228,9 +227,10 @@ def network_document(lab: Lab) -> str:
 
 
 def run_arguments(
-    lab: Lab, host: LabHost, image: str, machine: Machine, *, key: str, volumes: Iterable[str]
+    lab: Lab, host: LabHost, image: str, machine: Machine, *, network: str, key: str, volumes: Iterable[str]
 ) -> list[str]:
-    """Arguments of ``podman run`` for one host. ``key`` is the public SSH key that may log in as root.
+    """Arguments of ``podman run`` for one host. ``key`` is the public SSH key that may log in as root, ``network`` the
+    name of the lab's network.
 
     Not privileged: the machine's disks and clock stay out of reach; everything else is as on a real host.
     """
@@ -241,7 +241,7 @@ def run_arguments(
         *("--label", f"causeway.lab={lab.name}", "--label", f"causeway.host={host.name}"),
         *("--label", f"causeway.address={host.address}", "--env", f"LAB_KEY={key}", "--env", f"LAB_APT_PROXY={proxy}"),
         *("--systemd=always", "--cgroupns=private", "--restart=always", f"--cgroup-parent={parent}"),
-        *("--network", lab.name, "--ip", host.address, "--mac-address", host.mac, "--no-hosts", "--shm-size", "1g"),
+        *("--network", network, "--ip", host.address, "--mac-address", host.mac, "--no-hosts", "--shm-size", "1g"),
         *("--cap-add=ALL", "--cap-drop=SYS_TIME,SYS_MODULE,SYS_BOOT,SYS_RAWIO,MAC_ADMIN,MAC_OVERRIDE"),
         *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *("--security-opt", "label=disable", "--security-opt", "unmask=ALL"),

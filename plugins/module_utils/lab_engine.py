@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -244,8 +245,9 @@ class Engine:
 
     def ensure_network(self, lab: Lab) -> None:
         """Describe the lab's network to podman; refuses a network that the machine already reaches otherwise."""
-        document = plan.network_document(lab)
-        file = self.networks / f"{lab.name}.json"
+        name = self.network_name() or f"{lab.name}-{secrets.token_hex(3)}"
+        document = plan.network_document(lab, name)
+        file = self.networks / f"{name}.json"
         if file.exists() and file.read_text() == document:
             return
         for line in command("ip", "-o", "-4", "route", "show", "root", lab.network).stdout.splitlines():
@@ -255,6 +257,10 @@ class Engine:
                     "give the lab another network"
                 )
         write(file, document)
+
+    def network_name(self) -> str:
+        """The name of the network that this lab has; empty before it has one."""
+        return next((path.stem for path in sorted(self.networks.glob("*.json"))), "")
 
     def start(self, lab: Lab, host: LabHost, image: str, key: str, found: Node | None) -> bool:
         """Bring one host to running, whatever it was; returns whether anything was done."""
@@ -277,7 +283,9 @@ class Engine:
                 packages = self.state / "apt"
                 packages.mkdir(exist_ok=True)
                 volumes = [f"{packages}:/var/cache/apt-cacher-ng"]
-            arguments = plan.run_arguments(lab, host, image, self.machine, key=key, volumes=volumes)
+            arguments = plan.run_arguments(
+                lab, host, image, self.machine, network=self.network_name(), key=key, volumes=volumes
+            )
             self.podman(*arguments)
         return step != "none"
 

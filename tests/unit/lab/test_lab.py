@@ -110,18 +110,20 @@ def test_engine_settings_follow_the_machine() -> None:
 
 
 def test_hosts_are_not_privileged_and_use_the_cache() -> None:
-    arguments = plan.run_arguments(lab(), lab().host("app1"), "image", MACHINE, key="ssh-ed25519 A", volumes=[])
+    arguments = plan.run_arguments(
+        lab(), lab().host("app1"), "image", MACHINE, network="demo-1", key="ssh-ed25519 A", volumes=[]
+    )
     assert "--privileged" not in arguments
     assert any(argument.startswith("--cap-drop=SYS_TIME") for argument in arguments)
     assert "LAB_APT_PROXY=http://10.77.0.2:3142" in arguments
     assert arguments[arguments.index("--mac-address") + 1] == "02:4c:0a:4d:01:1f"
-    cache = plan.run_arguments(lab(), lab().nodes[0], "image", MACHINE, key="", volumes=["/x:/y"])
+    cache = plan.run_arguments(lab(), lab().nodes[0], "image", MACHINE, network="demo-1", key="", volumes=["/x:/y"])
     assert "LAB_APT_PROXY=" in cache
     assert "/x:/y" in cache
 
 
 def test_network_document_names_our_bridge() -> None:
-    document = json.loads(plan.network_document(lab()))
+    document = json.loads(plan.network_document(lab(), "demo-1"))
     assert document["network_interface"] == lab().bridge
     assert len(document["id"]) == 64
 

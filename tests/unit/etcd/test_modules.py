@@ -286,6 +286,56 @@ def test_release_record(run_module: Run) -> None:
     assert "expect_revision says" in stale["msg"]
 
 
+# --- release_wait -----------------------------------------------------------------------------------------------
+
+RELEASE = {"id": "orders-1", "strategy": "canary", "version": "1.1.0", "from": "1.0.0"}
+
+
+@pytest.fixture
+def under_way(run_module: Run) -> str:
+    """A canary that shifts traffic, under a lock; returns the lock's owner."""
+    owner = run_module("etcd_lock", name="orders", purpose="test", ttl=5)["owner"]
+    assert not run_module("registry_release", service="orders", begin=RELEASE, owner=owner).get("failed")
+    for state in ("preparing", "testing", "shifting"):
+        assert not run_module("registry_release", service="orders", transition={"to": state}, owner=owner).get("failed")
+    return str(owner)
+
+
+def test_a_wait_lasts_as_long_as_it_is_told_to_over_several_runs(run_module: Run, under_way: str) -> None:
+    first = run_module("release_wait", service="orders", seconds=1.5, slice=1, owner=under_way)
+    assert (first["finished"], first["command"]) == (False, {})
+    assert 1 <= first["waited"] < 1.5
+    second = run_module("release_wait", service="orders", seconds=1.5, slice=1, since=first["began"], owner=under_way)
+    assert second["finished"]
+    assert second["waited"] >= 1.5
+    assert second["release"]["release"]["state"] == "shifting"
+
+
+def test_a_wait_ends_with_a_request_that_concerns_it(run_module: Run, under_way: str) -> None:
+    run_module("registry_release", service="orders", command="pause", command_by="alice")
+    other = run_module("release_wait", service="orders", seconds=0.2, commands=["abort"], owner=under_way)
+    assert other["command"] == {}
+    mine = run_module("release_wait", service="orders", seconds=60, owner=under_way)
+    assert (mine["finished"], mine["command"]["command"], mine["command"]["by"]) == (True, "pause", "alice")
+    assert mine["waited"] < 5
+
+
+def test_a_wait_keeps_the_lock_and_tells_when_it_was_lost(run_module: Run, under_way: str) -> None:
+    run_module("release_wait", service="orders", seconds=7, slice=10, owner=under_way)  # the lease has five seconds
+    assert run_module("etcd_lock", name="orders", state="renewed", owner=under_way)["lock"]["owner"] == under_way
+    run_module("etcd_lock", name="orders", state="unlocked", owner=under_way)
+    assert "was lost by" in run_module("release_wait", service="orders", seconds=60, owner=under_way)["msg"]
+
+
+def test_a_wait_ends_when_no_controller_is_left(run_module: Run, under_way: str) -> None:
+    held = run_module("release_wait", service="orders", seconds=0.2, while_locked=True, commands=[])
+    assert held["waited"] >= 0.2
+    run_module("etcd_lock", name="orders", state="unlocked", owner=under_way)
+    free = run_module("release_wait", service="orders", seconds=60, while_locked=True, commands=[])
+    assert free["finished"]
+    assert free["waited"] < 5
+
+
 # --- registry_info ----------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ TRANSITIONS = (
     "Bake | Record the promotion",
     "Return | Record that the release is live",
 )
-SOME = ("Shift | Record that the candidates are tested", "Check | Record the verdict", "Bake | Record the promotion")
+SOME = ("Check | Record the verdict", "Bake | Record the promotion")
 
 
 @pytest.fixture

@@ -28,26 +28,26 @@ def other(current: set[str]) -> str:
     return "1.1.0" if current == {"1.0.0"} else "1.0.0"
 
 
-@pytest.mark.parametrize("service", ["catalog", "orders"])
 def test_a_rolling_release_loses_no_request(
-    service: str, playbook: Playbook, versions: Callable[[str], set[str]], traffic: Callable[..., Any]
+    playbook: Playbook, versions: Callable[[str], set[str]], traffic: Callable[..., Any]
 ) -> None:
-    wanted = other(versions(service))
+    """Of the caller, orders; the called one, catalog, is the one whose controller is killed below."""
+    wanted = other(versions("orders"))
     with traffic() as load:
-        done = playbook("release_rolling", release_service=service, release_version=wanted)
+        done = playbook("release_rolling", release_service="orders", release_version=wanted)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert versions(service) == {wanted}
+    assert versions("orders") == {wanted}
     assert load.summary["failed"] == 0, load.summary["failures"]
 
 
 def test_going_back_loses_no_request(
     playbook: Playbook, versions: Callable[[str], set[str]], traffic: Callable[..., Any]
 ) -> None:
-    wanted = other(versions("catalog"))
+    wanted = other(versions("orders"))
     with traffic() as load:
-        done = playbook("release_rollback", release_service="catalog")
+        done = playbook("release_rollback", release_service="orders")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert versions("catalog") == {wanted}
+    assert versions("orders") == {wanted}
     assert load.summary["failed"] == 0, load.summary["failures"]
 
 

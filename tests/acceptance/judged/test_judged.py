@@ -131,14 +131,14 @@ def test_a_canary_survives_its_controllers(
     arguments = {
         "release_service": "catalog",
         "release_version": wanted,
-        "release_lock_ttl": 20,
+        "release_lock_ttl": 45,
         "release_window": 0,
     }
     with traffic(100) as load:
         for words in TRANSITIONS if os.environ.get("CAUSEWAY_TRANSITIONS") == "all" else SOME:
             controller = start_playbook("release_canary", **arguments)
             controller.kill_at(words)
-            time.sleep(22)  # the lock's lease runs out
+            time.sleep(47)  # the lock's lease runs out
             state = known("catalog")
             record = state["release"].get("release") or {}
             print(f"killed at {words!r}: {record.get('state')}, weights {state['traffic']['weights']}")

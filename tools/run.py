@@ -180,7 +180,7 @@ def molecule(scenario: str = "") -> list[Step]:
             "molecule",
             f"Molecule scenarios ({scenario or 'all'})",
             tool("molecule", "test", *which),
-            2900,
+            3200,
             molecule_counts,
         ),
     ]

@@ -34,22 +34,14 @@ def ansible(*arguments: str, on: str = "localhost") -> subprocess.CompletedProce
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
-def plain(value: Any) -> Any:
-    """A value of ansible-inventory without the marks that it puts on untrusted text."""
-    if isinstance(value, dict):
-        return (
-            plain(value["__ansible_unsafe"]) if "__ansible_unsafe" in value else {k: plain(v) for k, v in value.items()}
-        )
-    return [plain(entry) for entry in value] if isinstance(value, list) else value
-
-
 @pytest.fixture(scope="session")
 def inventory() -> dict[str, Any]:
     """All variables of one host of the inventory, with the description's `causeway_*`."""
     command = [str(BIN / "ansible-inventory"), "-i", INVENTORY, "--list"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    listed = json.loads(done.stdout)
-    return plain(next(iter(listed["_meta"]["hostvars"].values())))
+    # Texts that may look like templates are marked.
+    listed = json.loads(done.stdout, object_hook=lambda one: one.get("__ansible_unsafe", one))
+    return next(iter(listed["_meta"]["hostvars"].values()))
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,9 @@ def description(inventory: str) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    known: dict[str, Any] = json.loads(listed.stdout)["all"]["vars"]
-    return known
+    # Texts that may look like templates are marked.
+    known: dict[str, Any] = json.loads(listed.stdout, object_hook=lambda one: one.get("__ansible_unsafe", one))
+    return known["all"]["vars"]
 
 
 def wrk(url: str, name: str, seconds: int, connections: int) -> dict[str, float]:
@@ -87,6 +88,8 @@ def main() -> None:
     image = known["causeway_services"]["catalog"]["image"]["reference"].format(version="1.0.0", service="catalog")
     container = podman(
         *("run", "--rm", "--detach", "--pull=never", "--network=host"),
+        # Podman's default lies above what some machines allow.
+        *("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"),
         *("--env", f"PORT={PORT}", "--env", "SERVICE=catalog", "--env", "VERSION=1.0.0", "--env", "INSTANCE=bare"),
         image,
     )

@@ -83,4 +83,5 @@ clean: ## Remove the labs, the environments and all caches of this checkout
 	  $(call SECRETS,lab) >/dev/null; $(call SECRETS,ci) >/dev/null; \
 	  .venv/bin/ansible-playbook -i inventories/lab/platform.yml playbooks/lab_down.yml >/dev/null; \
 	  .venv/bin/ansible-playbook -i molecule/platform/platform.yml playbooks/lab_down.yml >/dev/null; fi
-	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .ansible tests/output
+	@rm -rf .cache 2>/dev/null || sudo rm -rf .cache # root's: images and what the lab left
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .ansible tests/output

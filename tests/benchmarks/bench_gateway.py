@@ -72,7 +72,8 @@ def podman(*arguments: str) -> str:
         "CONTAINERS_STORAGE_CONF": str(state / "storage.conf"),
         "CONTAINERS_CONF": str(state / "containers.conf"),
     }
-    done = subprocess.run(["podman", *arguments], env=environment, capture_output=True, text=True, check=True)
+    root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env"]
+    done = subprocess.run([*root, "podman", *arguments], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -284,6 +284,14 @@ def band(metric: Mapping[str, Any]) -> str:
     return f"{low_text.replace(' percentage points', '')} to {high_text}"
 
 
+def score_words(analysis: Mapping[str, Any]) -> str:
+    """The score of an analysis by method kayenta with its groups; empty for the sequential one."""
+    if analysis.get("score") is None:
+        return ""
+    groups = ", ".join(f"{name} {show_number(score)}" for name, score in (analysis.get("groups") or {}).items())
+    return f"score {show_number(analysis['score'])} of 100{f' ({groups})' if groups else ''}"
+
+
 def _verdict(value: Any) -> tuple[str, str]:
     return VERDICTS.get(str(value), ("unsure", str(value)))
 
@@ -343,6 +351,7 @@ def _release_view(release: Release, number: int) -> dict[str, Any]:
             "weight": show_number(one.get("weight")),
             "verdict": _verdict(one.get("verdict")),
             "reason": one.get("reason") or "",
+            "score": score_words(one),
         }
         for one in reversed(release.analyses)
     ]

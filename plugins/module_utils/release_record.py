@@ -268,7 +268,16 @@ def clean_analysis(analysis: Mapping[str, Any], release: Release, at: str) -> Js
         "verdict": verdict,
         "reason": cut(analysis.get("reason", ""), 600),
         "metrics": [_metric(one) for one in list(analysis.get("metrics") or ())[:MAX_METRICS]],
+        **_scores(analysis),
     }
+
+
+def _scores(analysis: Mapping[str, Any]) -> Json:
+    """Score and groups of an analysis by method kayenta; the sequential one has none."""
+    if _number(analysis.get("score")) is None:
+        return {}
+    groups = list((analysis.get("groups") or {}).items())[:MAX_METRICS]
+    return {"score": _number(analysis["score"]), "groups": {cut(name, 40): _number(value) for name, value in groups}}
 
 
 def add_analysis(release: Release, analysis: Mapping[str, Any], at: str) -> Release:

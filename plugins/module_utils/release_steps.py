@@ -20,11 +20,15 @@ ABORT, BACK, HOLD, NEXT, PAUSE, PROMOTE = "abort", "back", "hold", "next", "paus
 
 @dataclass(frozen=True)
 class Step:
-    """The candidate's ``weight`` in percent for ``checks`` judgements; ``baking`` when all traffic is on it."""
+    """The candidate's ``weight`` in percent for ``checks`` judgements; ``baking`` when all traffic is on it.
+
+    ``at_end``: judged once, at the last of its checks, because the method (kayenta) is not valid at several looks.
+    """
 
     weight: int
     checks: int
     baking: bool
+    at_end: bool = False
 
     @property
     def holds(self) -> int:
@@ -65,13 +69,19 @@ def steps(service: Mapping[str, Any], strategy: str) -> list[Step]:
         return max(1, math.ceil(float(seconds) / interval))
 
     shifts = spec["canary"]["steps"] if strategy == "canary" else []
-    result = [Step(int(one["weight"]), checks(one["duration"]), False) for one in shifts]
-    return [*result, Step(100, checks(spec["blue_green"]["bake"]), True)]
+    at_end = spec["analysis"].get("method") == "kayenta"
+    result = [Step(int(one["weight"]), checks(one["duration"]), False, at_end) for one in shifts]
+    return [*result, Step(100, checks(spec["blue_green"]["bake"]), True, at_end)]
 
 
 def iterations(plan: list[Step]) -> int:
     """The most judgements that a release can take: each step's checks and its holds."""
     return sum(one.checks + one.holds for one in plan)
+
+
+def is_last_check(plan: list[Step], cursor: Cursor) -> bool:
+    """Whether the next judgement ends its step, so that a method which may look only once looks now."""
+    return cursor.checks + 1 >= plan[cursor.step].checks
 
 
 def decide(plan: list[Step], cursor: Cursor, verdict: str, reason: str, command: str = "") -> Cursor:
@@ -80,7 +90,9 @@ def decide(plan: list[Step], cursor: Cursor, verdict: str, reason: str, command:
     ``verdict``: pass, fail, inconclusive or insufficient_data. Only ``pass`` counts towards the end of a step, so
     silence never promotes. After ``holds`` checks without one, a candidate that nobody could judge goes back, and one
     that is suspicious (``inconclusive``) waits for an operator: to go back then would break the promise that a healthy
-    version is rolled back with probability alpha at most. ``command``: "", abort, pause, promote or resume.
+    version is rolled back with probability alpha at most. Of a step that is judged ``at_end`` only the last check
+    counts, but a ``fail`` before it (a hard limit) goes back at once; an ``inconclusive`` at its end is not looked at
+    again: it waits for an operator. ``command``: "", abort, pause, promote or resume.
     """
     if command == "abort":
         return replace(cursor, action=ABORT, reason="an operator asked to abort")
@@ -93,6 +105,10 @@ def decide(plan: list[Step], cursor: Cursor, verdict: str, reason: str, command:
     if command == "pause":
         return replace(cursor, action=PAUSE, reason="an operator asked to pause")
     step = plan[cursor.step]
+    if step.at_end and not is_last_check(plan, cursor):
+        return replace(cursor, checks=cursor.checks + 1, action=HOLD, reason=reason)
+    if step.at_end and verdict == "inconclusive":
+        return replace(cursor, action=PAUSE, reason=f"marginal at the end of {step.weight} %: {reason}")
     if verdict == "pass":
         passed = replace(cursor, checks=cursor.checks + 1, action=HOLD, reason=reason)
         if passed.checks < step.checks:

@@ -72,10 +72,17 @@ options:
     default: 0.0
   analysis:
     description: >-
-      C(release.analysis) of the service as C({interval, alpha, min_requests, metrics}); by default 30 s, 0.05, 100
-      requests, errors and latency.
+      C(release.analysis) of the service as C({interval, alpha, min_requests, method, groups, thresholds, metrics}); by
+      default 30 s, 0.05, 100 requests, method V(sequential), errors and latency.
     type: dict
     default: {}
+  final:
+    description:
+      - Whether this look ends the step. Only method V(kayenta) asks, as it is not valid at several looks.
+      - With V(false) it shows its score, and nothing but a broken C(limit) gives another verdict than V(inconclusive)
+        or V(insufficient_data).
+    type: bool
+    default: true
   max_age:
     description: Seconds after which the newest sample is too old for a verdict.
     type: float
@@ -133,6 +140,7 @@ RETURN = r"""
 analysis:
   description:
     - The verdict as C(docs/design.md) section 8 has it. C(difference), C(lower), C(upper) are relative to stable.
+    - Method V(kayenta) adds C(score) (0 to 100) and C(groups) (the score of each).
   returned: success
   type: dict
   sample:
@@ -158,11 +166,13 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.causeway.platform.plugins.module_utils.analysis.client import AnalysisError, Prometheus
 from ansible_collections.causeway.platform.plugins.module_utils.analysis.judge import (
+    METHODS,
     Judge,
     Request,
     parse_metric,
     parse_time,
 )
+from ansible_collections.causeway.platform.plugins.module_utils.analysis.scores import ScoreJudge, parse_scores
 
 DEFAULT_METRICS = ({"name": "errors", "kind": "errors"}, {"name": "latency", "kind": "latency"})
 
@@ -186,12 +196,21 @@ def request_of(params: dict[str, Any]) -> Request:
         raise AnalysisError("analysis: interval, alpha and min_requests are numbers") from None
     if not 0 < numbers["alpha"] < 1 or numbers["interval"] <= 0 or numbers["min_requests"] < 1:
         raise AnalysisError("analysis: alpha lies between 0 and 1, interval is above 0, min_requests at least 1")
-    metrics = analysis.get("metrics") or DEFAULT_METRICS
+    method = analysis.get("method") or METHODS[0]
+    if method not in METHODS:
+        raise AnalysisError(f"analysis.method: {method!r} is unknown; allowed: {', '.join(METHODS)}")
+    metrics = tuple(
+        parse_metric(one, f"analysis.metrics[{number}]")
+        for number, one in enumerate(analysis.get("metrics") or DEFAULT_METRICS)
+    )
     return Request(
         service=params["service"],
         since=parse_time(params["since"], "since"),
         until=None if params["until"] is None else parse_time(params["until"], "until"),
-        metrics=tuple(parse_metric(one, f"analysis.metrics[{number}]") for number, one in enumerate(metrics)),
+        metrics=metrics,
+        method=method,
+        final=params["final"],
+        **parse_scores(analysis, metrics),
         weights=tuple(weights),
         interval=numbers["interval"],
         alpha=numbers["alpha"],
@@ -221,6 +240,7 @@ def main() -> None:
             "step": {"type": "int", "default": 0},
             "weight": {"type": "float", "default": 0.0},
             "analysis": {"type": "dict", "default": {}},
+            "final": {"type": "bool", "default": True},
             "max_age": {"type": "float", "default": 60.0},
             "max_skew": {"type": "float", "default": 60.0},
             "scrape_interval": {"type": "float", "default": 15.0},
@@ -230,7 +250,9 @@ def main() -> None:
     params = module.params
     try:
         files = (params["ca_file"], params["cert_file"], params["key_file"])
-        result = Judge(Prometheus(params["urls"], *files, timeout=params["timeout"]), request_of(params)).run()
+        request = request_of(params)
+        judge = ScoreJudge if request.method == "kayenta" else Judge
+        result = judge(Prometheus(params["urls"], *files, timeout=params["timeout"]), request).run()
     except AnalysisError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **result)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PASS, FAIL, INCONCLUSIVE, INSUFFICIENT = "pass", "fail", "inconclusive", "insufficient_data"
 KINDS = ("errors", "latency", "saturation", "business")
+METHODS = ("sequential", "kayenta")
 MIN_PAIRS = 3
 SKEW = 1.0  # seconds that are the network's, not the clocks'
 
@@ -45,6 +46,10 @@ class Metric:
     margin: float = 0.0
     quantile: float = 0.99
     limit: float | None = None
+    group: str = ""  # this and what follows is for method kayenta
+    critical: bool = False
+    allowed_increase: float = 1.0
+    allowed_decrease: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class Request:
     max_age: float = 60.0
     max_skew: float = 60.0
     scrape_interval: float = 15.0
+    method: str = METHODS[0]
+    groups: tuple[tuple[str, float], ...] = ()
+    pass_score: float = 95.0
+    marginal_score: float = 75.0
+    final: bool = True
 
 
 def parse_time(value: Any, where: str) -> float:
@@ -100,11 +110,20 @@ def parse_metric(data: Mapping[str, Any], where: str) -> Metric:
         margin = float(data["margin"]) if data.get("margin") is not None else 0.2 if kind == "latency" else 0.0
         quantile = float(data.get("quantile") or 0.99)
         limit = None if data.get("limit") is None else float(data["limit"])
+        effect = dict(data.get("effect") or {})
+        increase = float(effect.get("allowed_increase", 1 + margin))
+        decrease = float(effect.get("allowed_decrease", max(1 - margin, 0.0)))
     except (TypeError, ValueError):
-        raise AnalysisError(f"{where}: margin, quantile and limit are numbers") from None
+        raise AnalysisError(f"{where}: margin, quantile, limit and the ratios of effect are numbers") from None
     if not (math.isfinite(margin) and margin >= 0 and 0 < quantile < 1 and (limit is None or math.isfinite(limit))):
         raise AnalysisError(f"{where}: margin is at least 0, quantile between 0 and 1, limit a finite number")
-    return Metric(str(data.get("name") or kind), kind, query, worse, margin, quantile, limit)
+    if not (1 <= increase < math.inf and 0 <= decrease <= 1):
+        raise AnalysisError(f"{where}.effect: allowed_increase is at least 1, allowed_decrease is 0 to 1")
+    critical = data.get("critical") or False
+    if not isinstance(critical, bool):
+        raise AnalysisError(f"{where}.critical: {critical!r} is not allowed; allowed: true, false")
+    name, group = str(data.get("name") or kind), str(data.get("group") or kind)
+    return Metric(name, kind, query, worse, margin, quantile, limit, group, critical, increase, decrease)
 
 
 @dataclass

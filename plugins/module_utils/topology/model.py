@@ -195,6 +195,21 @@ def _metric(data: dict[str, Any]) -> dict[str, Any]:
         "margin": float(data.get("margin", LATENCY_MARGIN if kind == "latency" else 0.0)),
         "quantile": float(data.get("quantile", 0.99)),
         "limit": None if data.get("limit") is None else float(data["limit"]),
+        **_scored_metric(data, kind),
+    }
+
+
+def _scored_metric(data: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What method kayenta needs of a metric besides: the margin is the effect that is tolerated by default."""
+    effect = data.get("effect") or {}
+    margin = float(data.get("margin", LATENCY_MARGIN if kind == "latency" else 0.0))
+    return {
+        "group": data.get("group", kind),
+        "critical": data.get("critical", False),
+        "effect": {
+            "allowed_increase": float(effect.get("allowed_increase", 1 + margin)),
+            "allowed_decrease": float(effect.get("allowed_decrease", max(1 - margin, 0.0))),
+        },
     }
 
 
@@ -225,6 +240,12 @@ def _judged(release: dict[str, Any]) -> dict[str, Any]:
             "interval": _seconds(analysis, "interval", 30.0),
             "alpha": float(analysis.get("alpha", 0.05)),
             "min_requests": analysis.get("min_requests", 100),
+            "method": analysis.get("method", "sequential"),
+            "groups": {name: float(weight) for name, weight in (analysis.get("groups") or {}).items()},
+            "thresholds": {
+                "pass": float((analysis.get("thresholds") or {}).get("pass", 95.0)),
+                "marginal": float((analysis.get("thresholds") or {}).get("marginal", 75.0)),
+            },
             "metrics": metrics or [_metric({"name": kind, "kind": kind}) for kind in ("errors", "latency")],
         },
     }

@@ -399,6 +399,64 @@ def _check_release(service: Service) -> None:
             report((*where, "name"), "given twice", show(name), "each name once")
         names |= {name} if name else set()
         _check_metric(service, where, metric or {})
+    if not _refused(service, "release"):
+        _check_scores(service, data)
+
+
+# Fewer values on a side cannot differ at 98 % in the Mann-Whitney test, whatever they are.
+MIN_VALUES = 5
+
+
+def _check_scores(service: Service, data: dict[str, Any]) -> None:
+    """What method kayenta needs, and what has a meaning with it only."""
+    report, given, path = service.document.report, data.get("analysis") or {}, ("release", "analysis")
+    if service.spec["release"]["analysis"]["method"] != "kayenta":
+        for key in ("groups", "thresholds"):
+            if key in given:
+                report((*path, key), "scores without their method", None, "with method kayenta only")
+        for number, metric in enumerate(given.get("metrics") or []):
+            for key in ("group", "critical", "effect"):
+                if key in (metric or {}):
+                    found = (*path, "metrics", number, key)
+                    report(found, "scores without their method", None, "with method kayenta only")
+        return
+    analysis = service.spec["release"]["analysis"]
+    groups, used = analysis["groups"], {metric["group"] for metric in analysis["metrics"]}
+    for name in sorted(set(groups) - used):
+        report((*path, "groups", name), "no metric is in this group", show(name), choices(sorted(used)))
+    total, rest = sum(groups.values()), sorted(used - set(groups))
+    if groups and not rest and abs(total - 100) > 1e-9:
+        report((*path, "groups"), "the weights do not add up", f"{total:g} in all", "100 in all")
+    elif groups and rest and total > 100 - 1e-9:
+        may = f"below 100 in all: {choices(rest)} shares the rest"
+        report((*path, "groups"), "no weight is left", f"{total:g} in all", may)
+    limits = analysis["thresholds"]
+    if limits["marginal"] > limits["pass"]:
+        may = f"at most thresholds.pass, {limits['pass']:g}"
+        report((*path, "thresholds"), "marginal is above pass", f"{limits['marginal']:g}", may)
+    for number, metric in enumerate(given.get("metrics") or []):
+        if number >= len(analysis["metrics"]):
+            break
+        worse = analysis["metrics"][number]["worse"]
+        unused = "allowed_decrease" if worse == "higher" else "allowed_increase"
+        if unused in ((metric or {}).get("effect") or {}):
+            may = "allowed_increase" if worse == "higher" else "allowed_decrease"
+            effect = (*path, "metrics", number, "effect", unused)
+            report(effect, f"a change that is not worse, for worse is {worse}", None, may)
+    strategy = service.spec["release"]["strategy"]
+    if strategy == "rolling":
+        return
+    least = MIN_VALUES * analysis["interval"]
+    may = f"at least {least:g}s, {MIN_VALUES} times analysis.interval: method kayenta judges one value per interval"
+    for number, step in enumerate(service.spec["release"]["canary"]["steps"] if strategy == "canary" else []):
+        if step["duration"] < least:
+            written = (data.get("canary") or {}).get("steps")
+            steps: tuple[Any, ...] = ("release", "canary", "steps")
+            place = (*steps, number, "duration") if written else steps
+            report(place, "too short for its method", f"{step['duration']:g}s", may)
+    if service.spec["release"]["blue_green"]["bake"] < least:
+        bake = service.spec["release"]["blue_green"]["bake"]
+        report(("release", "blue_green", "bake"), "too short for its method", f"{bake:g}s", may)
 
 
 def _check_metric(service: Service, where: tuple[Any, ...], metric: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ COMPONENTS = ("gateway", "registry", "services", "metrics", "trust")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 STRATEGIES = ("rolling", "blue_green", "canary")
 METRIC_KINDS = ("errors", "latency", "saturation", "business")
+METHODS_OF_JUDGING = ("sequential", "kayenta")
 
 # The unix group causeway-tls-svc-<service> has to stay within the 31 characters that systemd-sysusers accepts.
 MAX_SERVICE_NAME = 31 - len("causeway-tls-svc-")
@@ -183,9 +184,11 @@ _CALL = {
 
 # RFC 9110, section 5.1: a field name is a token; Envoy keeps names that begin with a colon for itself.
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
+_WORD = r"^[a-z](?:[a-z0-9_-]{0,38}[a-z0-9])?\Z"
+_WORD_TEXT = "lower-case letters, digits, - and _, at most 40"
 _METRIC = _map(
     {
-        "name": _text(r"^[a-z](?:[a-z0-9_-]{0,38}[a-z0-9])?\Z", "lower-case letters, digits, - and _, at most 40"),
+        "name": _text(_WORD, _WORD_TEXT),
         "kind": {"enum": list(METRIC_KINDS)},
         "query": {**_text(r"^[^\x00-\x08\x0b-\x1f]+\Z", "PromQL that yields one number"), "maxLength": 2000},
         "worse": {"enum": ["higher", "lower"]},
@@ -197,6 +200,9 @@ _METRIC = _map(
             "allowed": "a number above 0 and below 1, such as 0.99",
         },
         "limit": {"type": ["number", "null"], "allowed": "a number in the metric's unit"},
+        "group": _text(_WORD, _WORD_TEXT),
+        "critical": {"type": "boolean"},
+        "effect": _map({"allowed_increase": _real(1, 100), "allowed_decrease": _real(0, 1)}),
     },
     ("name", "kind"),
 )
@@ -230,6 +236,9 @@ _JUDGED = {
                 "allowed": "a number above 0, at most 0.5",
             },
             "min_requests": _whole(1, 1_000_000_000),
+            "method": {"enum": list(METHODS_OF_JUDGING)},
+            "groups": _named(_WORD, _WORD_TEXT, _real(0, 100)),
+            "thresholds": _map({"pass": _real(0, 100), "marginal": _real(0, 100)}),
             "metrics": {"type": "array", "maxItems": 30, "items": _METRIC},
         }
     ),

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.causeway.platform.plugins.module_utils.analysis import judge, samples
+from ansible_collections.causeway.platform.plugins.module_utils.analysis import judge, samples, scores
 from ansible_collections.causeway.platform.plugins.module_utils.analysis.client import AnalysisError, Prometheus, Unseen
 
 SCRAPE = 15
@@ -317,6 +317,133 @@ def test_module(prometheus: str, module: Callable[..., dict[str, Any]]) -> None:
         answer = module(urls=[prometheus], analysis={"metrics": [wrong]})
         assert answer["failed"]
         assert said in answer["msg"]
+
+
+# --- method kayenta ----------------------------------------------------------------------------------------------
+
+
+def scored(url: str, service: str, *metrics: dict[str, Any], **more: Any) -> dict[str, Any]:
+    asked = request(service, *metrics, **{"method": "kayenta", "interval": 60.0, **more})
+    result = scores.ScoreJudge(Prometheus([url], timeout=5.0), asked).run()
+    json.dumps(result, allow_nan=False)
+    return result["analysis"]
+
+
+@pytest.mark.parametrize(
+    ("service", "more", "verdict", "score", "named"),
+    [
+        ("same", {}, "pass", 100.0, "score 100"),
+        ("double", {}, "fail", 66.67, "not passing: errors"),
+        ("slow", {}, "fail", 66.67, "not passing: latency"),
+        ("poor", {}, "fail", 66.67, "not passing: value"),
+        ("poor", {"marginal_score": 60.0}, "inconclusive", 66.67, "below 60 fails"),
+        ("poor", {"pass_score": 60.0, "marginal_score": 50.0}, "pass", 66.67, ""),
+        ("poor", {"groups": (("errors", 90.0), ("latency", 8.0))}, "pass", 98.0, ""),
+        ("double", {"final": False}, "inconclusive", 66.67, "only shown"),
+        ("same", {"final": False}, "inconclusive", 100.0, "only shown"),
+        ("bluegreen", SWITCHED, "pass", 100.0, ""),
+        ("bluebad", SWITCHED, "fail", 66.67, "not passing: errors"),
+        ("latebad", {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0))}, "fail", 66.67, "errors"),
+        ("idle", {}, "insufficient_data", None, "5 each are needed"),
+        ("onesided", {}, "insufficient_data", None, "0 for candidate"),
+        ("nobody", {}, "insufficient_data", None, "no series of service nobody"),
+        ("same", {"weights": ((SINCE, 10.0), (NOW - 240, 20.0))}, "insufficient_data", None, "4 intervals"),
+        ("same", {"min_requests": 10**6}, "insufficient_data", None, "1000000 each"),
+    ],
+)
+def test_scores(
+    prometheus: str, service: str, more: dict[str, Any], verdict: str, score: float | None, named: str
+) -> None:
+    result = scored(prometheus, service, **more)
+    assert (result["verdict"], result.get("score")) == (verdict, score), result
+    assert named in result["reason"], result
+
+
+def test_a_score_judges_its_own_step_only(prometheus: str) -> None:
+    """What was bad before the last weight is not counted again, and the other way round."""
+    switched = {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0))}
+    assert scored(prometheus, "latebad", {"kind": "errors"}, **switched)["verdict"] == "fail"
+    early = {"weights": ((SINCE, 10.0),), "until": NOW - 1800}
+    assert scored(prometheus, "latebad", {"kind": "errors"}, **early)["verdict"] == "pass"
+
+
+def test_a_critical_metric_and_a_tolerated_effect(prometheus: str) -> None:
+    both = ({"kind": "errors", "critical": True}, {"kind": "latency"})
+    result = scored(prometheus, "double", *both)
+    assert (result["verdict"], result["score"]) == ("fail", 0.0)
+    assert "critical metric" in result["reason"]
+    errors = result["metrics"][0]
+    assert errors["verdict"] == "fail"
+    assert errors["lower"] < errors["difference"] < errors["upper"]
+    assert 0.7 < errors["difference"] < 1.3
+    tolerated = {"kind": "errors", "effect": {"allowed_increase": 3}}
+    assert scored(prometheus, "double", tolerated)["verdict"] == "pass"
+    assert scored(prometheus, "double", {"kind": "errors", "margin": 2})["verdict"] == "pass"
+
+
+def test_a_limit_stops_at_every_look(prometheus: str) -> None:
+    result = scored(prometheus, "same", {"kind": "errors", "limit": 0.001}, final=False)
+    assert result["verdict"] == "fail"
+    assert "beyond the limit of 0.001" in result["reason"]
+
+
+def test_data_that_lack_never_pass(prometheus: str) -> None:
+    """Kayenta would count a group without data as 100; a critical metric without as a failure."""
+    silent = {"name": "value", "kind": "business", "query": 'nothing{pool="$pool"}'}
+    for more in ({"group": "own"}, {"critical": True, "group": "errors"}):
+        result = scored(prometheus, "same", {"kind": "errors"}, {"kind": "latency"}, {**silent, **more})
+        assert (result["verdict"], result["score"]) == ("insufficient_data", None), result
+    one = scored(prometheus, "same", {"kind": "errors"}, {"kind": "latency"}, {**silent, "group": "errors"})
+    assert (one["verdict"], one["groups"]) == ("pass", {"errors": 100.0, "latency": 100.0})
+
+
+def test_identical_versions_are_rarely_failed(prometheus: str) -> None:
+    """One look at the end of each of many windows of the same history."""
+    found = [
+        scored(prometheus, "same", {"kind": "errors"}, {"kind": "latency"}, weights=((SINCE + 60 * k, 10.0),),
+               until=SINCE + 60 * k + 1200)["verdict"]
+        for k in range(0, 40, 4)
+    ]  # fmt: skip
+    assert found.count("fail") <= 2, found
+
+
+def test_intervals_close_with_their_edge() -> None:
+    some = [samples.Step("a", t, t + 15.0, {}) for t in (0.0, 15.0, 30.0, 45.0, 60.0)]
+    assert [len(one) for one in scores.ticks(some, 0.0, 30.0, 2)] == [2, 2]
+    assert [len(one) for one in scores.ticks(some, 75.0, 30.0, 3, mirrored=True)] == [2, 2, 1]
+
+
+def test_module_judges_by_scores(prometheus: str, module: Callable[..., dict[str, Any]]) -> None:
+    given = {"urls": [prometheus], "until": str(NOW), "max_age": 300, "weights": [{"at": SINCE, "weight": 10}]}
+    kayenta = {"method": "kayenta", "interval": 60}
+    result = module(**given, analysis={**kayenta, "groups": {"errors": 60, "latency": 40}})
+    assert result["analysis"]["score"] == 100
+    assert result["analysis"]["groups"] == {"errors": 100, "latency": 100}
+    early = module(**given, analysis=kayenta, final=False)
+    assert (early["analysis"]["verdict"], early["analysis"]["score"]) == ("inconclusive", 100)
+    assert "score" not in module(**given, analysis={"interval": 60})["analysis"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"method": "magic"}, "analysis.method: 'magic' is unknown; allowed: sequential, kayenta"),
+        ({"groups": {"speed": 100}}, "no metric is in group 'speed'; allowed: errors, latency"),
+        ({"groups": {"errors": 60, "latency": 60}}, "at most 100"),
+        ({"groups": {"errors": 60, "latency": 30}}, "the weights are 90 in all"),
+        ({"groups": {"errors": 100}}, "the weights are 100 in all"),
+        ({"groups": {"errors": "much"}}, "are numbers"),
+        ({"groups": ["errors"]}, "are numbers"),
+        ({"thresholds": {"pass": 50}}, "marginal <= pass"),
+        ({"metrics": [{"kind": "errors", "critical": "very"}]}, "critical: 'very' is not allowed"),
+        ({"metrics": [{"kind": "errors", "effect": {"allowed_increase": 0.5}}]}, "effect: allowed_increase"),
+        ({"metrics": [{"kind": "errors", "effect": [1]}]}, "are numbers"),
+    ],
+)
+def test_wrong_scores(module: Callable[..., dict[str, Any]], wrong: dict[str, Any], said: str) -> None:
+    answer = module(urls=["https://127.0.0.1:9"], analysis={"method": "kayenta", **wrong})
+    assert answer["failed"]
+    assert said in answer["msg"]
 
 
 # --- samples that lie --------------------------------------------------------------------------------------------

@@ -55,6 +55,15 @@ def test_it_needs_nothing_else_and_runs_nothing() -> None:
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
+def test_scores_are_shown_with_their_groups() -> None:
+    services = sample.services()
+    release = services["orders"]["release"]["release"]
+    release["analyses"][-1].update(score=66.67, groups={"errors": 100.0, "latency": None})
+    text = Reader(html(services)).text
+    assert "score 66.67 of 100 (errors 100, latency " in text
+    assert "of 100 (" not in Reader(html()).text
+
+
 def test_it_is_readable_without_eyes_and_without_colours() -> None:
     page = Reader(html())
     ids = [one["id"] for _tag, one in page.tags if "id" in one]

@@ -125,6 +125,13 @@ def test_numbers_that_json_does_not_know_become_null() -> None:
     json.dumps(entry, allow_nan=False)
 
 
+def test_a_score_is_kept_where_there_is_one() -> None:
+    given = {"verdict": "pass", "score": 66.67, "groups": {"errors": 50.0, "g" * 99: math.nan}}
+    entry = release_record.clean_analysis(given, release(), "t")
+    assert (entry["score"], entry["groups"]) == (66.67, {"errors": 50.0, "g" * 36 + " ...": None})
+    assert "score" not in release_record.clean_analysis({"verdict": "pass", "score": None}, release(), "t")
+
+
 def test_bounds() -> None:
     one = release("shifting")
     for number in range(450):

@@ -73,6 +73,41 @@ def test_every_release_ends_within_its_iterations() -> None:
     assert walk(worst).action == "promote"
 
 
+SCORED = steps(
+    {**SERVICE, "release": {**SERVICE["release"], "analysis": {"interval": 15.0, "method": "kayenta"}}}, "canary"
+)
+
+
+@pytest.mark.parametrize("verdict", ["pass", "inconclusive", "insufficient_data"])
+def test_a_score_counts_at_the_end_of_its_step_only(verdict: str) -> None:
+    assert [one.at_end for one in SCORED] == [True] * 3
+    cursor = Cursor()
+    for number in range(3):
+        cursor = decide(SCORED, cursor, verdict, "so far")
+        assert cursor == Cursor(0, number + 1, 0, "hold", "so far")
+    assert decide(SCORED, cursor, "pass", "good") == Cursor(1, 0, 0, "next", "good")
+    assert decide(SCORED, cursor, "fail", "bad").action == "back"
+    assert decide(SCORED, cursor, "insufficient_data", "silence") == Cursor(0, 3, 1, "hold", "silence")
+
+
+def test_a_marginal_score_gets_no_second_look() -> None:
+    found = decide(SCORED, Cursor(0, 3), "inconclusive", "score 80")
+    assert (found.action, found.reason) == ("pause", "marginal at the end of 5 %: score 80")
+
+
+def test_a_broken_limit_does_not_wait_for_the_end() -> None:
+    assert decide(SCORED, Cursor(), "fail", "limit").action == "back"
+
+
+def test_scores_that_lack_data_to_the_end_go_back() -> None:
+    cursor = Cursor()
+    for _number in range(iterations(SCORED)):
+        cursor = decide(SCORED, cursor, "insufficient_data", "no traffic")
+        if cursor.action != "hold":
+            break
+    assert (cursor.action, cursor.step) == ("back", 0)
+
+
 @pytest.mark.parametrize("command", ["", "pause", "promote"])
 def test_a_failure_goes_back_whatever_is_asked(command: str) -> None:
     assert decide(CANARY, Cursor(), "fail", "errors", command).action == "back"

@@ -52,7 +52,10 @@ def test_junk_anywhere(files, seed):
     chance = random.Random(seed)
     files.set("orders", "environment", {"A": "b"})
     files.set("orders", "placement", {"zones": ["north-a", "north-b", "north-c"], "regions": ["north"]})
-    files.set("orders", "release", {"batch": 1, "verify": {"path": "/orders/1"}})
+    scores = {"method": "kayenta", "groups": {"errors": 100}, "thresholds": {"pass": 90}}
+    metrics = [{"name": "errors", "kind": "errors", "effect": {"allowed_increase": 2}, "group": "errors"}]
+    analysis = {**scores, "metrics": metrics}
+    files.set("orders", "release", {"batch": 1, "verify": {"path": "/orders/1"}, "analysis": analysis})
     files.set("orders", "routes/0/retries", {"attempts": 1, "backoff": {"base": "10ms"}})
     files.set("platform", "lab", {"name": "x", "network": "10.0.0.0/16", "packages": ["curl"]})
     files.set("platform", "vars", {"x": 1})

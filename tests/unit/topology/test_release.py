@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-METRIC = {"name": "errors", "kind": "errors", "query": "", "worse": "higher", "margin": 0.0, "quantile": 0.99}
+METRIC = {
+    "name": "errors",
+    "kind": "errors",
+    "query": "",
+    "worse": "higher",
+    "margin": 0.0,
+    "quantile": 0.99,
+    "limit": None,
+    "group": "errors",
+    "critical": False,
+    "effect": {"allowed_increase": 1.0, "allowed_decrease": 1.0},
+}
+LATENCY = {
+    **METRIC,
+    "name": "latency",
+    "kind": "latency",
+    "margin": 0.2,
+    "group": "latency",
+    "effect": {"allowed_increase": 1.2, "allowed_decrease": 0.8},
+}
 DEFAULTS = {
     "strategy": "canary",
     "batch": 1,
@@ -28,10 +47,10 @@ DEFAULTS = {
         "interval": 30.0,
         "alpha": 0.05,
         "min_requests": 100,
-        "metrics": [
-            {**METRIC, "limit": None},
-            {**METRIC, "name": "latency", "kind": "latency", "margin": 0.2, "limit": None},
-        ],
+        "method": "sequential",
+        "groups": {},
+        "thresholds": {"pass": 95.0, "marginal": 75.0},
+        "metrics": [METRIC, LATENCY],
     },
 }
 QUERY = 'sum(rate(orders_total{service="$service", pool="${pool}", code!~"5..$"}[$window]))'
@@ -90,6 +109,21 @@ def steps(*weights):
 
 def metric(**options):
     return {"analysis": {"metrics": [{"name": "m", **options}]}}
+
+
+def kayenta(**options):
+    return {"analysis": {"method": "kayenta", **options}, "blue_green": {"bake": "5m"}}
+
+
+def test_scores_can_be_said(files):
+    own = {"name": "m", "kind": "business", "query": QUERY, "margin": 0.1, "group": "shop", "critical": True}
+    found = spec(files, **kayenta(groups={"shop": 60.0, "errors": 40}, metrics=[own, {"name": "e", "kind": "errors"}]))
+    analysis = found["analysis"]
+    assert (analysis["method"], analysis["groups"]) == ("kayenta", {"shop": 60.0, "errors": 40.0})
+    shop, errors = analysis["metrics"]
+    assert (shop["group"], shop["critical"]) == ("shop", True)
+    assert shop["effect"] == {"allowed_increase": 1.1, "allowed_decrease": 0.9}
+    assert (errors["group"], errors["critical"]) == ("errors", False)
 
 
 MISTAKES = {
@@ -153,6 +187,50 @@ MISTAKES = {
     "quantile 1": (metric(kind="latency", quantile=1), ["quantile: not valid (got 1;"]),
     "margin": (metric(kind="latency", margin=-0.1), ["margin: not valid (got -0.1"]),
     "limit": (metric(kind="latency", limit="1s"), ["limit: wrong type", "a number in the metric's unit"]),
+    "method": ({"analysis": {"method": "kayent"}}, ["analysis.method: unknown value", 'mean "kayenta"?']),
+    "groups without their method": (
+        {"analysis": {"groups": {"errors": 100}}},
+        ["analysis.groups: scores without their method", "allowed: with method kayenta only"],
+    ),
+    "critical without its method": (metric(kind="errors", critical=True), ["metrics[0].critical: scores without"]),
+    "group of no metric": (
+        kayenta(groups={"error": 50}),
+        ['groups.error: no metric is in this group (got "error"; allowed: errors, latency)'],
+    ),
+    "weight of a group": (kayenta(groups={"errors": 101}), ["groups.errors: not valid (got 101"]),
+    "weights short": (
+        kayenta(groups={"errors": 50, "latency": 40}),
+        ["analysis.groups: the weights do not add up (got 90 in all; allowed: 100 in all)"],
+    ),
+    "weights for one": (
+        kayenta(groups={"errors": 100}),
+        ["analysis.groups: no weight is left (got 100 in all; allowed: below 100 in all: latency shares the rest)"],
+    ),
+    "marginal": (
+        kayenta(thresholds={"pass": 70}),
+        ["analysis.thresholds: marginal is above pass (got 75; allowed: at most thresholds.pass, 70)"],
+    ),
+    "threshold": (kayenta(thresholds={"pass": 101}), ["thresholds.pass: not valid (got 101"]),
+    "effect": (
+        kayenta(metrics=[{"name": "m", "kind": "errors", "effect": {"allowed_decrease": 0.9}}]),
+        ["effect.allowed_decrease: a change that is not worse, for worse is higher", "allowed: allowed_increase"],
+    ),
+    "effect below 1": (
+        kayenta(metrics=[{"name": "m", "kind": "errors", "effect": {"allowed_increase": 0.9}}]),
+        ["effect.allowed_increase: not valid (got 0.9"],
+    ),
+    "critical": (
+        kayenta(metrics=[{"name": "m", "kind": "errors", "critical": "yes"}]),
+        ["metrics[0].critical: wrong type"],
+    ),
+    "step too short to judge": (
+        {**kayenta(), "strategy": "canary", "canary": {"steps": [{"weight": 5, "duration": "2m"}]}},
+        ["steps[0].duration: too short for its method (got 120s; allowed: at least 150s, 5 times analysis.interval"],
+    ),
+    "bake too short to judge": (
+        {**kayenta(), "strategy": "blue_green", "blue_green": {"bake": "0s"}},
+        ["blue_green.bake: too short for its method (got 0s;"],
+    ),
     "unknown key": ({"canary": {"step": []}}, ["canary.step: unknown key", 'mean "steps"?']),
 }
 

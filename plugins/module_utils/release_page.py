@@ -92,17 +92,24 @@ def show_span(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def show_number(value: Any, unit: str = "", *, signed: bool = False) -> str:
+def show_number(value: Any, unit: str = "") -> str:
     """A number with its unit: ratios as per cent, seconds as milliseconds where these read better."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return "-"
-    sign = "+" if signed else ""
     if unit == "ratio":
-        return f"{value * 100:{sign}.3g} {'percentage points' if signed else '%'}"
+        return f"{value * 100:.3g} %"
     if unit in ("seconds", "s"):
-        return f"{value * 1000:{sign}.3g} ms" if abs(value) < 1 else f"{value:{sign}.3g} s"
-    text = f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
+        return f"{value * 1000:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{text} {unit}".strip()
+
+
+def show_change(value: Any) -> str:
+    """A change relative to the version before, as the judge gives it: 0.5 is half as much again."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "-"
+    percent = value * 100
+    return f"{percent:+,.0f} %" if abs(percent) >= 1000 else f"{percent:+.3g} %"
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -221,7 +228,7 @@ def metric_names(release: Release) -> list[str]:
 
 
 def metric_plot(release: Release, name: str) -> Plot:
-    """The difference of the versions in one metric with its confidence band, one mark for each verdict."""
+    """The relative change of one metric with its confidence band, one mark for each verdict."""
     begin, end = _span(release)
     found = [
         (entry, one)
@@ -229,7 +236,6 @@ def metric_plot(release: Release, name: str) -> Plot:
         for one in entry.get("metrics") or ()
         if one.get("name") == name and parse_time(entry.get("at")) is not None
     ]
-    unit = str(found[-1][1].get("unit") or "") if found else ""
     values = [
         float(one[key])
         for _entry, one in found
@@ -240,10 +246,10 @@ def metric_plot(release: Release, name: str) -> Plot:
     levels = nice_ticks(min([0.0, *values]), max([0.0, *values])) if values else [-1.0, 0.0, 1.0]
     y = Scale(levels[0], levels[-1], HEIGHT - BOTTOM, TOP)
     plot = Plot(
-        title=f"{name}: version {release.version} minus {release.from_version}",
-        description=f"Difference of {name} between the versions with its confidence band, over time.",
+        title=f"{name}: version {release.version} against {release.from_version}",
+        description=f"Change of {name} relative to the version before with its confidence band, over time.",
         x_ticks=ticks,
-        y_ticks=[(y(level), show_number(level if abs(level) > 1e-12 else 0.0, unit)) for level in levels],
+        y_ticks=[(y(level), show_change(level) if abs(level) > 1e-12 else "0 %") for level in levels],
         zero=y(0.0),
     )
     upper: list[tuple[float, float]] = []
@@ -261,7 +267,7 @@ def metric_plot(release: Release, name: str) -> Plot:
             middle.append((at, y(difference)))
         text = f"{show_time(entry['at'])}: {word}"
         if difference is not None:
-            text += f", {show_number(difference, unit, signed=True)}"
+            text += f", {show_change(difference)}"
         plot.marks.append(Mark(at, y(difference if difference is not None else 0.0), shape, text))
     plot.line = " ".join(f"{px:g},{py:g}" for px, py in middle)
     if len(upper) > 1:
@@ -273,15 +279,14 @@ def metric_plot(release: Release, name: str) -> Plot:
 
 def band(metric: Mapping[str, Any]) -> str:
     """The confidence band in words."""
-    unit, low, high = str(metric.get("unit") or ""), metric.get("lower"), metric.get("upper")
+    low, high = metric.get("lower"), metric.get("upper")
     if low is None and high is None:
         return "no band yet"
     if low is None:
-        return f"at most {show_number(high, unit, signed=True)}"
+        return f"at most {show_change(high)}"
     if high is None:
-        return f"at least {show_number(low, unit, signed=True)}"
-    low_text, high_text = show_number(low, unit, signed=True), show_number(high, unit, signed=True)
-    return f"{low_text.replace(' percentage points', '')} to {high_text}"
+        return f"at least {show_change(low)}"
+    return f"{show_change(low)} to {show_change(high)}"
 
 
 def score_words(analysis: Mapping[str, Any]) -> str:
@@ -319,7 +324,7 @@ def _metric_view(release: Release, name: str, number: int) -> dict[str, Any]:
         "verdict": _verdict(last.get("verdict")),
         "reason": last.get("reason") or "",
         "facts": facts,
-        "difference": show_number(last.get("difference"), unit, signed=True),
+        "difference": show_change(last.get("difference")),
         "band": band(last),
         "worse": "above zero is worse" if last.get("kind") in ("errors", "latency") else "",
         "evidence": f"e-value {show_number(e_value)}" if e_value is not None else "",

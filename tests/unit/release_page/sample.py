@@ -18,8 +18,8 @@ def at(seconds: float) -> str:
 
 
 def analysis(number: int, errors: str = "pass") -> dict[str, Any]:
-    """One verdict; bands narrow as data come in."""
-    width = 0.02 / math.sqrt(number + 1)
+    """One verdict; bands narrow as data come in. Changes are relative to stable."""
+    width = 2 / math.sqrt(number + 1)
     seen = 400 * (number + 1)
     verdict = "insufficient_data" if number == 0 else errors
     return {
@@ -36,9 +36,9 @@ def analysis(number: int, errors: str = "pass") -> dict[str, Any]:
                 "reason": f"{HOSTILE} 1.1 % of {seen} requests failed, 1.0 % of the stable ones",
                 "stable": 0.010,
                 "candidate": 0.011,
-                "difference": 0.001 + 0.002 * math.sin(number),
-                "lower": 0.001 - width,
-                "upper": 0.001 + width,
+                "difference": 0.1 + 0.2 * math.sin(number),
+                "lower": 0.1 - width,
+                "upper": 0.1 + width,
                 "unit": "ratio",
                 "requests": {"stable": seen * 9, "candidate": seen},
                 "e_value": 0.8 + number / 10,
@@ -50,9 +50,9 @@ def analysis(number: int, errors: str = "pass") -> dict[str, Any]:
                 "reason": "p99 of 142 ms is within 20 % of 131 ms",
                 "stable": 0.131,
                 "candidate": 0.142,
-                "difference": 0.011,
-                "lower": None if number < 2 else 0.011 - width,
-                "upper": 0.011 + 2 * width,
+                "difference": 0.084,
+                "lower": None if number < 2 else 0.084 - width / 10,
+                "upper": 0.084 + width / 5,
                 "unit": "seconds",
                 "requests": {"stable": seen * 9, "candidate": seen},
             },

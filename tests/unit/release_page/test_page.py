@@ -89,9 +89,9 @@ def test_it_is_readable_without_eyes_and_without_colours() -> None:
         "alice asked to",
         "held until it is resumed",
         "Stable pool (1.0.0): 50 % of the traffic",
-        "+0.23 percentage points",
+        "+23 %",
         "57,600",
-        "+6 ms to +21 ms",
+        "+3.4 % to +18.4 %",
         "no values yet",
         "app2/0",
         "no, it is draining",
@@ -165,21 +165,27 @@ def test_the_band_holds_the_difference_and_unbounded_sides_reach_the_edge() -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "signed", "shown"),
+    ("value", "unit", "shown"),
     [
-        (0.0123, "ratio", False, "1.23 %"),
-        (-0.0012, "ratio", True, "-0.12 percentage points"),
-        (0.142, "seconds", False, "142 ms"),
-        (1.5, "seconds", True, "+1.5 s"),
-        (57600, "", False, "57,600"),
-        (12.25, "1/s", False, "12.25 1/s"),
-        (None, "ratio", False, "-"),
-        (math.nan, "", False, "-"),
-        (True, "", False, "-"),
+        (0.0123, "ratio", "1.23 %"),
+        (0.142, "seconds", "142 ms"),
+        (1.5, "seconds", "1.5 s"),
+        (57600, "", "57,600"),
+        (12.25, "1/s", "12.25 1/s"),
+        (None, "ratio", "-"),
+        (math.nan, "", "-"),
+        (True, "", "-"),
     ],
 )
-def test_numbers(value: Any, unit: str, signed: bool, shown: str) -> None:
-    assert release_page.show_number(value, unit, signed=signed) == shown
+def test_numbers(value: Any, unit: str, shown: str) -> None:
+    assert release_page.show_number(value, unit) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.5, "+50 %"), (-0.0012, "-0.12 %"), (29.6, "+2,960 %"), (None, "-"), (math.inf, "-")]
+)
+def test_changes_are_relative_to_the_version_before(value: Any, shown: str) -> None:
+    assert release_page.show_change(value) == shown
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.013, 0.021), (0, 0), (5, 5), (1e-9, 3e-9), (-4e6, 1e7)])

@@ -173,7 +173,7 @@ async def echo(request: web.Request) -> web.Response:
 
 
 class Http2Server(asyncio.Protocol):
-    """HTTP/2 without TLS: answers uploads with their hash; `/reset/` resets the stream, `/away/` ends the connection."""
+    """HTTP/2 without TLS: answers with the hash of what came; `/reset/` and `/away/` break stream and connection."""
 
     seen: list[tuple[str, int]]
     connections = 0
@@ -305,7 +305,18 @@ def test_a_damaged_upload_is_a_failure() -> None:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/x"
         options = traffic.parse(
-            ["--target", url, "--rate", "10", "--duration", "0.2", "--upload-share", "1", "--upload-target", f"PUT {url}"]
+            [
+                "--target",
+                url,
+                "--rate",
+                "10",
+                "--duration",
+                "0.2",
+                "--upload-share",
+                "1",
+                "--upload-target",
+                f"PUT {url}",
+            ]
         )
         try:
             return await traffic.Generator(options, None).run()
@@ -315,9 +326,7 @@ def test_a_damaged_upload_is_a_failure() -> None:
     assert asyncio.run(run())["failures"]["upload damaged"]["count"] == 2
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--http2-share", "1.5"], ["--upload-share", "0.1"], ["--slow-share", "-1"]]
-)
+@pytest.mark.parametrize("arguments", [["--http2-share", "1.5"], ["--upload-share", "0.1"], ["--slow-share", "-1"]])
 def test_wrong_shares_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         traffic.parse(["--target", "http://h/x", *arguments])

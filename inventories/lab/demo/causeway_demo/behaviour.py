@@ -7,8 +7,8 @@
     2.3.1-sales80             it sells 80 % of what other versions sell
     3.0.0-errors0.4-tail2     both
 
-Which requests are unlucky depends on their ids alone: a retry meets the same fate, and every version has the same ids to
-stumble over (those of errors0.1 are among those of errors0.4).
+Which requests are unlucky depends on their ids alone: a retry meets the same fate, and every version has the same
+ids to stumble over (those of errors0.1 are among those of errors0.4).
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ class Drill:
             Path(self.options.out).write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
 
     @contextmanager
-    def load(self) -> Iterator[Traffic]:
-        with self.platform.traffic(self.options.rate, mixed=True) as traffic:
+    def load(self, mixed: bool = True) -> Iterator[Traffic]:
+        with self.platform.traffic(self.options.rate, mixed=mixed) as traffic:
             yield traffic
 
     def report(self, service: str) -> Row:
@@ -211,7 +211,7 @@ def back_within_window(drill: Drill, service: str, wanted: str) -> tuple[float, 
     ended. The release itself must end as rolled back.
     """
     controller = drill.start("release_blue_green", **drill.variables(service, wanted, release_window=600))
-    controller.wait_for("Bake | Wait for the end of the window", timeout=900)
+    controller.wait_for("Bake | Note the time", timeout=900)
     asked = drill.platform.playbook("release_rollback", timeout=900, release_service=service)
     code, said = controller.wait(900)
     report = drill.report(service)
@@ -246,7 +246,8 @@ def judged(drill: Drill) -> None:
                 done = platform.playbook("release_rolling", timeout=1800, **drill.variables(service, base))
                 if done.returncode:
                     raise SystemExit(f"{base} could not be released: {said_last(done.stdout)}")
-            with drill.load() as load:
+            # Slow answers and uploads are more than one in a hundred: they would be the p99 of both versions.
+            with drill.load(mixed=False) as load:
                 time.sleep(10)  # Prometheus has seen both sides of every counter before it is asked
                 done = platform.playbook(
                     "release_canary",
@@ -302,7 +303,9 @@ def transitions(drill: Drill) -> None:
             before = drill.only(service)
             wanted = other({before})
             variables = drill.variables(service, wanted, release_lock_ttl=LOCK, release_window=0)
-            delay = round(chance.uniform(0, 2), 2)  # before, while and after it is recorded
+            delay = round(
+                chance.uniform(0, 2), 2
+            )  # seconds after it was recorded: Ansible names a task with its result
             claims = {}
             with drill.load() as load:
                 controller = drill.start(f"release_{strategy}", **variables)
@@ -355,7 +358,7 @@ def pause(drill: Drill) -> None:
         claims: dict[str, bool] = {}
         with drill.load() as load:
             controller = drill.start("release_canary", **variables)
-            controller.wait_for("Check | Let traffic flow")
+            controller.wait_for("Check | Note the time")
             claims["release_pause succeeded"] = (
                 platform.playbook("release_pause", release_service=service).returncode == 0
             )
@@ -374,7 +377,7 @@ def pause(drill: Drill) -> None:
                 resumed = platform.playbook("release_resume", release_service=service)
                 claims["release_resume succeeded"] = resumed.returncode == 0
                 controller = drill.start("release_canary", **variables)
-                controller.wait_for("Check | Let traffic flow")
+                controller.wait_for("Check | Note the time")
                 asked = platform.playbook("release_promote", release_service=service)
             else:
                 asked = platform.playbook("release_abort", release_service=service)

@@ -74,7 +74,7 @@ def test_an_operator_gets_the_old_version_back_and_a_second_one_is_refused(
         controller = start_playbook(
             "release_blue_green", release_service="orders", release_version=other({before}), release_window=300
         )
-        controller.wait_for("Check | Let traffic flow")
+        controller.wait_for("Check | Note the time")
         lock = known("orders")["lock"]
         second = playbook("release_canary", release_service="orders", release_version="1.1.0")
         controller.wait_for("Bake | Record the promotion")
@@ -115,7 +115,7 @@ def test_a_canary_survives_its_controllers(
     with traffic(100) as load:
         dies(start_playbook("release_canary", **arguments), SOME[0])
         paused = start_playbook("release_canary", **arguments)
-        paused.wait_for("Check | Let traffic flow")
+        paused.wait_for("Check | Note the time")
         assert playbook("release_pause", release_service="catalog").returncode == 0
         code, said = paused.wait()
         assert code == 0, said[-3000:]
@@ -124,7 +124,7 @@ def test_a_canary_survives_its_controllers(
         assert state["traffic"]["weights"]["candidate"] > 0
         assert playbook("release_resume", release_service="catalog").returncode == 0
         goes_on = start_playbook("release_canary", **arguments)
-        goes_on.wait_for("Check | Let traffic flow")
+        goes_on.wait_for("Check | Note the time")
         assert playbook("release_promote", release_service="catalog").returncode == 0
         dies(goes_on, SOME[1])
         done = playbook("release_canary", **arguments)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 pytest.importorskip("aiohttp")
-pytest.importorskip("httpx")
+pytest.importorskip("h2")
 from aiohttp import web
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded
 
 SOURCE = Path(__file__).resolve().parents[3] / "tests" / "drills" / "traffic.py"
@@ -207,6 +207,11 @@ class Http2Server(asyncio.Protocol):
             if path.startswith("/reset/"):
                 self.http.reset_stream(event.stream_id)
                 return
+            if path.startswith("/leaving/"):
+                # As Envoy drains: what has begun is answered after the GOAWAY.
+                self.http.close_connection(last_stream_id=event.stream_id)
+                self.flush()
+                self.http.state_machine.state = ConnectionState.SERVER_OPEN
             if path.startswith("/away/"):
                 self.transport.abort()
                 return
@@ -284,12 +289,18 @@ def test_http2_uploads_arrive_whole() -> None:
     assert result["mix"]["http2 upload"]["sent"] == len(seen) == 6
 
 
-@pytest.mark.parametrize(("path", "kind"), [("/reset/{id}", "disconnected"), ("/away/{id}", "disconnected")])
+@pytest.mark.parametrize(("path", "kind"), [("/reset/{id}", "reset"), ("/away/{id}", "reset")])
 def test_http2_failures_are_not_repeated(path: str, kind: str) -> None:
     result, seen = measure_http2(path, "--rate", "20", "--duration", "0.2", "--connections", "new")
     assert result["failed"] == result["sent"] == len(seen) == 4
     assert sum(one["count"] for one in result["failures"].values()) == 4
     assert kind in result["failures"], result["failures"]
+
+
+def test_http2_leaves_a_connection_that_the_server_closes_without_a_failure() -> None:
+    result, seen = measure_http2("/leaving/{id}", "--rate", "50", "--duration", "0.4", "--connections", "kept")
+    assert (result["sent"], result["failed"], len(seen)) == (20, 0, 20), result["failures"]
+    assert len({number for _path, number in seen}) > 1
 
 
 def test_a_damaged_upload_is_a_failure() -> None:

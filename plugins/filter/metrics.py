@@ -21,7 +21,9 @@ def _settings(given: Mapping[str, Any]) -> prometheus.Settings:
 def metrics_configuration(services: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         # A copy without shared parts: some dumpers write those as anchors and aliases.
-        return json.loads(json.dumps(prometheus.configuration(sorted(services), _settings(settings))))
+        offered = {name: str((one.get("metrics") or {}).get("path") or "") for name, one in services.items()}
+        paths = {name: path for name, path in offered.items() if path}
+        return json.loads(json.dumps(prometheus.configuration(sorted(services), _settings(settings), paths)))
     except prometheus.PrometheusError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 DURATION = re.compile(r"^[1-9][0-9]*(ms|s|m|h|d|w|y)$")
 FILE_JOBS = ("node", "agent", "etcd")  # their servers show the host's certificate, which has the host's address
+SERVICE_SAMPLES = 5000  # of one instance and scrape; with more the whole scrape is refused
 # What the rules and later dashboards read; a proxy has thousands more.
 ENVOY_KEEP = (
     "envoy_cluster_upstream_rq_(xx|time_bucket|time_count|time_sum|total|active|timeout|retry.*|pending_overflow)"
@@ -108,8 +109,26 @@ def envoy_job(settings: Settings, proxy: str, server_name: str) -> dict[str, Any
     }
 
 
-def configuration(services: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """prometheus.yml. `services`: names of all services. Raises PrometheusError."""
+def service_job(settings: Settings, service: str, path: str) -> dict[str, Any]:
+    """The metrics of a service's own processes, through their sidecars; all of them appear as job `service`."""
+    return {
+        **_job(settings, f"service-{service}", "service", f"{service}.{settings.domain}"),
+        "metrics_path": path,
+        # A service that makes a label of every user's name must not take Prometheus down with it.
+        "sample_limit": SERVICE_SAMPLES,
+        "relabel_configs": [
+            {"source_labels": ["service"], "regex": service, "action": "keep"},
+            {"target_label": "job", "replacement": "service"},
+        ],
+    }
+
+
+def configuration(
+    services: Sequence[str], settings: Settings, paths: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """prometheus.yml. `services`: names of all services; `paths`: where those that have metrics of their own offer
+    them. Raises PrometheusError.
+    """
     check_duration(settings.interval, "metrics_scrape_interval")
     check_duration(settings.timeout, "metrics_scrape_timeout")
     own = {
@@ -131,6 +150,7 @@ def configuration(services: Sequence[str], settings: Settings) -> dict[str, Any]
             *(_job(settings, name, name) for name in FILE_JOBS),
             envoy_job(settings, "gateway", f"gateway.{settings.domain}"),
             *(envoy_job(settings, f"sidecar-{name}", f"{name}.{settings.domain}") for name in sorted(services)),
+            *(service_job(settings, name, path) for name, path in sorted((paths or {}).items())),
         ],
     }
 

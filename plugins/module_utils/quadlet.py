@@ -17,6 +17,7 @@ from .pools import CANDIDATE
 UNITS = "etc/containers/systemd"
 SETTINGS = "etc/causeway/services"
 INSTANCES = "etc/causeway/agent/instances.d"
+TARGETS = "etc/causeway/agent/targets.d"
 NETWORK_UNIT = "etc/systemd/system/causeway-service-network.service"
 FIREWALL = f"{SETTINGS}/network.nft"
 BRIDGE = "cwsvc"
@@ -430,6 +431,17 @@ def agent_instance(instance: Instance, options: Options) -> dict[str, Any]:
     }
 
 
+def agent_targets(instance: Instance) -> list[dict[str, Any]]:
+    """targets.d/service-<service>-<slot>.json: the process's own metrics, through its sidecar's listener."""
+    labels = {
+        "service": instance.name,
+        "slot": str(instance.slot),
+        "pool": instance.pool,
+        "version": instance.version,
+    }
+    return [{"job": "service", "address": f"{instance.address}:{instance.port}", "labels": labels}]
+
+
 def installed_version(drop_in: str) -> tuple[str, str]:
     """(version, image) out of a version.conf; empty where it does not say."""
     version = VERSION_LINE.search(drop_in)
@@ -527,6 +539,10 @@ def plan(
         files[f"{INSTANCES}/{instance.container}.json"] = {
             "content": json.dumps(agent_instance(instance, options), indent=2, sort_keys=True) + "\n"
         }
+        if (instance.service.get("metrics") or {}).get("path"):
+            files[f"{TARGETS}/service-{instance.container}.json"] = {
+                "content": json.dumps(agent_targets(instance), indent=2, sort_keys=True) + "\n"
+            }
     files[FIREWALL] = {"content": firewall(present, options)}
     files[NETWORK_UNIT] = {"content": firewall_unit()}
     # A candidate that is only left alone has its image; the archive may be gone from the controller by now.

@@ -190,13 +190,27 @@ def router() -> Json:
     return named("envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True)
 
 
-def rbac(principals: list[str]) -> Json:
-    """Refuse with 403 whoever is not one of these SPIFFE identities; an empty list refuses everybody."""
+def _principal(name: str) -> Json:
+    return {"authenticated": {"principal_name": {"exact": name}}}
+
+
+def rbac(principals: list[str], scraper: str = "", metrics_path: str = "") -> Json:
+    """Refuse with 403 whoever is not one of these SPIFFE identities; an empty list refuses everybody.
+
+    With a `metrics_path`, that path is the `scraper`'s alone, to GET, and the scraper may do nothing else.
+    """
     policies: Json = {}
+    path = {"url_path": {"path": {"exact": metrics_path}}}
     if principals:
         policies["callers"] = {
-            "permissions": [{"any": True}],
-            "principals": [{"authenticated": {"principal_name": {"exact": name}}} for name in sorted(principals)],
+            "permissions": [{"not_rule": path} if metrics_path else {"any": True}],
+            "principals": [_principal(name) for name in sorted(principals)],
+        }
+    if metrics_path:
+        get = {"header": {"name": ":method", "string_match": {"exact": "GET"}}}
+        policies["metrics"] = {
+            "permissions": [{"and_rules": {"rules": [path, get]}}],
+            "principals": [_principal(scraper)],
         }
     return named(
         "envoy.filters.http.rbac",
@@ -320,8 +334,13 @@ def gateway_listeners(settings: Settings) -> list[Json]:
     ]
 
 
-def inbound_listener(proxy: str, service: Json, instance: Json, principals: list[str], settings: Settings) -> Json:
-    """Mesh listener of one instance: mutual TLS, known callers only, then the process itself."""
+def inbound_listener(
+    proxy: str, service: Json, instance: Json, principals: list[str], *, scraper: str, settings: Settings
+) -> Json:
+    """Mesh listener of one instance: mutual TLS, known callers only, then the process itself.
+
+    `scraper`: who may read the service's metrics path, if it has one.
+    """
     name = f"inbound_{instance['slot']}"
     health = named(
         "envoy.filters.http.health_check",
@@ -333,7 +352,7 @@ def inbound_listener(proxy: str, service: Json, instance: Json, principals: list
     manager = _manager(
         name,
         settings,
-        [rbac(principals), health, router()],
+        [rbac(principals, scraper, (service.get("metrics") or {}).get("path") or ""), health, router()],
         route_config=inline_routes(name, name),
         # Callers' proxies multiplex everything over few connections.
         http2_protocol_options={

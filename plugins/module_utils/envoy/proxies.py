@@ -167,7 +167,9 @@ def sidecar(host_name: str, service_name: str, platform: Platform, settings: Set
     # Ready for a candidate of each instance from the beginning: a release changes no listener.
     for instance in sorted([*here, *pool_shapes.mirrored_slots(here)], key=lambda i: int(i["slot"])):
         slot = int(instance["slot"])
-        listeners.append(inbound_listener(proxy, service, instance, allowed, settings))
+        listeners.append(
+            inbound_listener(proxy, service, instance, allowed, scraper=spiffe(domain, "metrics"), settings=settings)
+        )
         clusters.append(application(f"inbound_{slot}", f"{network}.{10 + slot}", service["port"], settings))
     pools: dict[str, Json] = {}
     routes: dict[str, Json] = {}

@@ -291,6 +291,7 @@ def build_service(document: Document, folder: Path) -> Service:
             "healthy": health.get("healthy", 1),
             "start_timeout": _seconds(health, "start_timeout", 60.0),
         },
+        "metrics": {"path": (data.get("metrics") or {}).get("path", "")},
         "instances": {
             "min": low,
             "max": number.get("max", low),

@@ -267,6 +267,9 @@ def check_service(topology: Topology, service: Service) -> None:
             f"{spec['health']['timeout']:g}s",
             "at most 10 times health.interval",
         )
+    if spec["metrics"]["path"] == spec["health"]["path"]:
+        # Only Prometheus may read that path, so that callers' health checks would be refused.
+        report(("metrics", "path"), "the path of the health check", spec["metrics"]["path"], "another path")
     for key, value in spec["environment"].items():
         if _plain_secret(key, value):
             report(("environment", key), "a secret in plain text", None, VAULT)

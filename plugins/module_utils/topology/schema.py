@@ -286,6 +286,7 @@ SERVICE: dict[str, Any] = {
                     "start_timeout": _duration("1s", "1h"),
                 }
             ),
+            "metrics": _map({"path": _PATH}, ("path",)),
             "instances": _map(
                 {
                     "min": _whole(1, 1000),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,46 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import ENDED, assert_recorded, assert_settled, live, other
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
-Registry = Callable[..., dict[str, Any]]
 
-# Every change of a release's state, in order, by the task that records it. CI takes some of them for the sake of time:
-# CAUSEWAY_TRANSITIONS=all takes all.
-TRANSITIONS = (
-    "Plan | Begin the release's record",
-    "Record that the candidates are prepared",
-    "Shift | Record that the candidates are tested",
-    "Shift | Record that traffic begins to move",
-    "Check | Record the step",
-    "Check | Record the verdict",
-    "Bake | Record the promotion",
-    "Return | Record that the release is live",
-)
+# Two of a release's changes of state, for the sake of time; tests/drills/releases.py takes all.
 SOME = ("Check | Record the verdict", "Bake | Record the promotion")
-
-
-@pytest.fixture
-def known(registry: Registry) -> Callable[[str], dict[str, Any]]:
-    """All that the registry knows of a service."""
-    return lambda service: registry("registry_info", service=service, gather=["content"])["services"][service]
-
-
-def other(versions: set[str]) -> str:
-    return "1.1.0" if versions == {"1.0.0"} else "1.0.0"
-
-
-def live(state: dict[str, Any]) -> set[str]:
-    return {one["version"] for one in state["instances"]}
-
-
-def assert_settled(state: dict[str, Any], inventory: dict[str, Any], service: str, version: str) -> None:
-    """The layout is that of a service that was never released: the stable pool and nothing else."""
-    placed = inventory["causeway_services"][service]["instances"]["placed"]
-    assert {(one["instance"], one["version"]) for one in state["instances"]} == {(one["id"], version) for one in placed}
-    assert state["traffic"]["weights"] == {"stable": 100, "candidate": 0}
-    assert (state["drains"], state["lock"]) == ({}, {})
-    assert state["release"]["current"] == version
 
 
 def test_a_good_version_arrives_without_a_lost_request(
@@ -82,7 +47,7 @@ def test_a_version_that_fails_now_and_then_goes_back_by_itself(
         done = playbook(
             "release_canary",
             release_service="catalog",
-            release_version="1.4.0-flaky",
+            release_version="1.4.0-errors5",
             release_report_dir=str(tmp_path),
         )
     assert done.returncode != 0
@@ -97,7 +62,7 @@ def test_a_version_that_fails_now_and_then_goes_back_by_itself(
     assert_settled(known("catalog"), inventory, "catalog", before)
 
 
-def test_an_operator_gets_the_old_version_back_within_the_window(
+def test_an_operator_gets_the_old_version_back_and_a_second_one_is_refused(
     inventory: dict[str, Any],
     known: Callable[[str], dict[str, Any]],
     playbook: Playbook,
@@ -109,10 +74,15 @@ def test_an_operator_gets_the_old_version_back_within_the_window(
         controller = start_playbook(
             "release_blue_green", release_service="orders", release_version=other({before}), release_window=300
         )
+        controller.wait_for("Check | Note the time")
+        lock = known("orders")["lock"]
+        second = playbook("release_canary", release_service="orders", release_version="1.1.0")
         controller.wait_for("Bake | Record the promotion")
         back = playbook("release_rollback", release_service="orders")
         code, said = controller.wait()
     assert back.returncode == 0, back.stdout[-3000:]
+    assert second.returncode != 0
+    assert f"is held by {lock['owner']}" in " ".join(second.stdout.split())
     assert code != 0
     assert "rolled back" in said
     assert load.summary["failed"] == 0, load.summary["failures"]
@@ -126,7 +96,7 @@ def test_a_canary_survives_its_controllers(
     start_playbook: Callable[..., Any],
     traffic: Callable[..., Any],
 ) -> None:
-    """Killed again and again, each time one state further; each next run takes up what it finds."""
+    """Killed, paused, promoted and killed again, each time one state further; each next run takes up what it finds."""
     wanted = other(live(known("catalog")))
     arguments = {
         "release_service": "catalog",
@@ -134,17 +104,29 @@ def test_a_canary_survives_its_controllers(
         "release_lock_ttl": 45,
         "release_window": 0,
     }
+
+    def dies(controller: Any, words: str) -> None:
+        controller.kill_at(words)
+        time.sleep(47)  # the lock's lease runs out
+        state = known("catalog")
+        assert_recorded(state, wanted)
+        print(f"killed at {words!r}: {state['release'].get('release', {}).get('state')}, {state['traffic']['weights']}")
+
     with traffic(100) as load:
-        for words in TRANSITIONS if os.environ.get("CAUSEWAY_TRANSITIONS") == "all" else SOME:
-            controller = start_playbook("release_canary", **arguments)
-            controller.kill_at(words)
-            time.sleep(47)  # the lock's lease runs out
-            state = known("catalog")
-            record = state["release"].get("release") or {}
-            print(f"killed at {words!r}: {record.get('state')}, weights {state['traffic']['weights']}")
-            if state["traffic"]["weights"].get("candidate"):
-                assert record["version"] == wanted
-                assert record["state"] not in {"settled", "rolled back", "aborted"}
+        dies(start_playbook("release_canary", **arguments), SOME[0])
+        paused = start_playbook("release_canary", **arguments)
+        paused.wait_for("Check | Note the time")
+        assert playbook("release_pause", release_service="catalog").returncode == 0
+        code, said = paused.wait()
+        assert code == 0, said[-3000:]
+        state = known("catalog")
+        assert (state["lock"], state["release"]["release"]["state"] in ENDED) == ({}, False)
+        assert state["traffic"]["weights"]["candidate"] > 0
+        assert playbook("release_resume", release_service="catalog").returncode == 0
+        goes_on = start_playbook("release_canary", **arguments)
+        goes_on.wait_for("Check | Note the time")
+        assert playbook("release_promote", release_service="catalog").returncode == 0
+        dies(goes_on, SOME[1])
         done = playbook("release_canary", **arguments)
     assert load.summary["failed"] == 0, load.summary["failures"]
     # Killed while it recorded that it is live, it may be live already.

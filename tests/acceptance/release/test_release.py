@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from running import other
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Registry = Callable[..., dict[str, Any]]
@@ -24,8 +25,18 @@ def versions(registry: Registry) -> Callable[[str], set[str]]:
     return read
 
 
-def other(current: set[str]) -> str:
-    return "1.1.0" if current == {"1.0.0"} else "1.0.0"
+def test_without_a_version_before_there_is_no_way_back(
+    known: Callable[[str], dict[str, Any]], playbook: Playbook
+) -> None:
+    """First of all tests, while nothing was released yet."""
+    before = known("orders")
+    if before["release"].get("previous"):
+        pytest.skip("this lab has released orders before")
+    done = playbook("release_rollback", release_service="orders")
+    assert done.returncode != 0
+    assert "there is no version before to go back to" in " ".join(done.stdout.split())
+    after = known("orders")
+    assert (after["release"], after["instances"], after["lock"]) == (before["release"], before["instances"], {})
 
 
 def test_a_rolling_release_loses_no_request(

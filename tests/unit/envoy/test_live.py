@@ -86,6 +86,7 @@ def described() -> dict[str, Any]:
         sample.route("/readonly", methods=["GET"]),
     ]
     services["billing"] = sample.service("billing", 2)
+    services["orders"]["metrics"] = {"path": "/orders/metrics"}  # below its own route, to see that nobody gets there
     return services
 
 
@@ -331,6 +332,26 @@ def test_metrics_are_for_prometheus_only(
     assert answer.status == status
     if status == 200:
         assert b"envoy_cluster_upstream_rq" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("caller", "path", "method", "status"),
+    [
+        ("metrics", "/orders/metrics", "GET", 200),
+        ("metrics", "/orders/metrics?format=prometheus", "GET", 200),
+        ("metrics", "/orders/metrics", "POST", 403),
+        ("metrics", "/orders/1", "GET", 403),
+        ("gateway", "/orders/metrics", "GET", 403),
+        ("gateway", "/orders//metrics", "GET", 403),
+        ("gateway", "/orders/%6detrics", "GET", 403),
+        ("gateway", "/orders/1", "GET", 200),
+    ],
+)
+def test_a_services_own_metrics_are_for_prometheus_only(
+    mesh: Mesh, caller: str, path: str, method: str, status: int
+) -> None:
+    context = client_context(mesh.tls("gateway") / "current/ca.pem", mesh.tls(caller))
+    assert request(APP, ORDERS, path, context, method=method).status == status
 
 
 def test_the_gateway_refuses_an_upstream_with_another_identity(mesh: Mesh) -> None:

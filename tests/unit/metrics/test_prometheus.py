@@ -42,6 +42,15 @@ def test_each_proxy_is_scraped_by_exactly_one_job() -> None:
         assert keeping == [f"envoy-{proxy}"]
 
 
+def test_services_that_offer_metrics_of_their_own_are_scraped_by_name() -> None:
+    made = prometheus.configuration(["orders", "catalog"], SETTINGS, {"orders": "/metrics"})["scrape_configs"]
+    (job,) = [one for one in made if one["job_name"].startswith("service-")]
+    assert (job["job_name"], job["metrics_path"]) == ("service-orders", "/metrics")
+    assert job["tls_config"]["server_name"] == "orders.shop.internal"
+    assert job["file_sd_configs"][0]["files"] == ["/var/lib/causeway/file_sd/service.json"]
+    assert {"source_labels": ["service"], "regex": "orders", "action": "keep"} in job["relabel_configs"]
+
+
 @pytest.mark.parametrize(
     ("proxy", "cluster", "expected"),
     [
@@ -87,7 +96,9 @@ def test_web_configuration_wants_a_known_client() -> None:
 
 @needs_promtool
 def test_promtool_takes_configuration_and_rules(tmp_path: Path) -> None:
-    (tmp_path / "prometheus.yml").write_text(json.dumps(prometheus.configuration(["orders"], SETTINGS)))
+    (tmp_path / "prometheus.yml").write_text(
+        json.dumps(prometheus.configuration(["orders"], SETTINGS, {"orders": "/m"}))
+    )
     (tmp_path / "rules.yml").write_text(json.dumps(prometheus.rules(SETTINGS)))
     subprocess.run(["promtool", "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")], check=True)
     subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], check=True)

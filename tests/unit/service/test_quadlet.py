@@ -117,6 +117,18 @@ def test_the_agent_gets_what_the_contract_says() -> None:
     assert checks[0]["url"] == "http://10.89.10.11:8080/healthz"
 
 
+def test_metrics_of_the_process_are_a_target_with_pool_and_version() -> None:
+    path = "etc/causeway/agent/targets.d/service-orders-1.json"
+    assert path not in plan(placed(1))["files"]
+    files = plan(placed(1), services={"orders": service(metrics={"path": "/metrics"})})["files"]
+    (target,) = json.loads(files[path]["content"])
+    assert target == {
+        "job": "service",
+        "address": f"{placed(1)['address']}:{placed(1)['port']}",
+        "labels": {"service": "orders", "slot": "1", "pool": "stable", "version": "1.0.0"},
+    }
+
+
 def test_limits_need_their_controller() -> None:
     bare = lines(plan(placed()), UNIT)
     assert "PidsLimit=0" in bare

@@ -193,6 +193,13 @@ ONE_VALUE = {
     "method": ("orders", "routes/0/methods", ["get"], ["routes[0].methods[0]: unknown value", "GET, HEAD"]),
     "path upwards": ("orders", "health", {"path": "/../etc/passwd"}, ["health.path: not valid"]),
     "path without a slash": ("orders", "health", {"path": "healthz"}, ["health.path: not valid"]),
+    "metrics without a path": ("orders", "metrics", {}, ["metrics: the key path is missing"]),
+    "metrics where health is": (
+        "orders",
+        "metrics",
+        {"path": "/healthz"},
+        ["metrics.path: the path of the health check"],
+    ),
     "prefix upwards": ("orders", "routes/0/prefix", "/orders/..", ["routes[0].prefix: not valid"]),
     "prefix with a closing slash": (
         "orders",

@@ -71,6 +71,7 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
             "healthy": 1,
             "start_timeout": 60.0,
         },
+        "metrics": {"path": ""},
         "instances": {"min": 3, "max": 6, "per_host": 2},
         "placement": {"regions": [], "zones": []},
         "routes": [

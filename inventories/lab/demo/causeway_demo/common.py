@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -18,9 +19,14 @@ import uvloop
 from aiohttp import web
 from opentelemetry import propagate, trace
 
+from causeway_demo.behaviour import Behaviour
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # A caller behind a keep-alive connection gets this many seconds to see "Connection: close" before the sockets close.
 LINGER = 1.0
+UPLOAD_LIMIT = 16 * 1024 * 1024
+SLOWEST = 10.0  # seconds
+COUNTERS = {"visits": "Requests for an item or an order.", "sales": "Those that led to a sale."}
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Settings:
 
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
+BEHAVIOUR: web.AppKey[Behaviour] = web.AppKey("behaviour", Behaviour)
+COUNTED: web.AppKey[dict[str, int]] = web.AppKey("counted", dict)
 DRAINING: web.AppKey[asyncio.Event] = web.AppKey("draining", asyncio.Event)
 
 
@@ -123,7 +131,7 @@ async def correlate(request: web.Request, handler: Handler) -> web.StreamRespons
     response.headers["x-service-instance"] = settings.instance
     if request.app[DRAINING].is_set():
         response.force_close()
-    if request.path != "/healthz" or response.status >= 500:
+    if request.path not in ("/healthz", "/metrics") or response.status >= 500:
         log(
             settings,
             "info" if response.status < 500 else "error",
@@ -154,20 +162,52 @@ def reply(request: web.Request, body: dict[str, Any], status: int = 200) -> web.
 
 
 async def misbehave(request: web.Request) -> None:
-    """Bad releases on purpose, all of them healthy: 1.3.0-broken fails on its route, 1.4.0-flaky for one id in twenty,
-    and 1.5.0-slow takes 0.4 s longer for one id in twenty.
-    """
-    behaviour = request.app[SETTINGS].behaviour
-    number = request.match_info.get("id", "")
-    unlucky = number.isdigit() and int(number) % 20 == 7
-    if behaviour == "broken" or (behaviour == "flaky" and unlucky):
-        raise web.HTTPInternalServerError(reason="this release is broken on purpose")
-    if behaviour == "slow" and unlucky:
-        await asyncio.sleep(0.4)
+    """What this version does wrong to this request, and whether it sells: see behaviour.py."""
+    behaviour, counted = request.app[BEHAVIOUR], request.app[COUNTED]
+    identifier = request.match_info.get("id") or request["correlation_id"]
+    counted["visits"] += 1
+    if behaviour.fails(identifier):
+        raise web.HTTPInternalServerError(reason="this release fails on purpose")
+    counted["sales"] += behaviour.sells(identifier)
+    await asyncio.sleep(behaviour.delay(identifier))
+
+
+async def upload(request: web.Request) -> web.Response:
+    """PUT or POST: reads the body piece by piece, keeps none of it, answers with its length and SHA-256."""
+    received, seen = 0, hashlib.sha256()
+    async for piece in request.content.iter_any():
+        received += len(piece)
+        if received > UPLOAD_LIMIT:
+            raise web.HTTPRequestEntityTooLarge(max_size=UPLOAD_LIMIT, actual_size=received)
+        seen.update(piece)
+    return reply(request, {"bytes": received, "sha256": seen.hexdigest()}, status=201)
+
+
+async def slow(request: web.Request) -> web.Response:
+    """Answers after `seconds` (0 to 10, default 2)."""
+    try:
+        seconds = float(request.query.get("seconds", "2"))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= SLOWEST:
+        raise web.HTTPBadRequest(reason=f"seconds must be a number, 0 to {SLOWEST:g}")
+    await asyncio.sleep(seconds)
+    return reply(request, {"seconds": seconds})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """For Prometheus: what the business cares for. Service, pool and version are labels of the scrape."""
+    lines = []
+    for name, text in COUNTERS.items():
+        lines += [f"# HELP demo_{name}_total {text}", f"# TYPE demo_{name}_total counter"]
+        lines.append(f"demo_{name}_total {request.app[COUNTED][name]}")
+    return web.Response(
+        text="\n".join(lines) + "\n", headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"}
+    )
 
 
 async def healthz(request: web.Request) -> web.Response:
-    if request.app[SETTINGS].behaviour == "unhealthy":
+    if not request.app[BEHAVIOUR].healthy:
         return reply(request, {"status": "unhealthy on purpose"}, status=503)
     return reply(request, {"status": "ok"})
 
@@ -175,8 +215,14 @@ async def healthz(request: web.Request) -> web.Response:
 def application(settings: Settings, setup: Callable[[web.Application], None]) -> web.Application:
     app = web.Application(middlewares=[correlate], client_max_size=64 * 1024)
     app[SETTINGS] = settings
+    app[BEHAVIOUR] = Behaviour.parse(settings.behaviour)
+    app[COUNTED] = dict.fromkeys(COUNTERS, 0)
     app[DRAINING] = asyncio.Event()
     app.router.add_get("/healthz", healthz)
+    app.router.add_get("/metrics", metrics)
+    for method in ("PUT", "POST"):
+        app.router.add_route(method, f"/{settings.service}/uploads/{{id}}", upload)
+    app.router.add_get(f"/{settings.service}/slow/{{id}}", slow)
     setup(app)
     return app
 

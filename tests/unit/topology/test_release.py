@@ -23,6 +23,7 @@ DEFAULTS = {
         "instances": 0,
     },
     "blue_green": {"bake": 60.0, "mirror": {"percent": 0.0}},
+    "rolling": {"judge": True, "require": False},
     "rollback_window": 300.0,
     "analysis": {
         "interval": 30.0,

@@ -152,5 +152,5 @@ def test_durations_in_seconds(text: str, number: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "15", "s", "0s", "1s1m", "1.5s", "-1s", "1m 30s", "15s\n"])
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(prometheus.PrometheusError, match="metrics_scrape_interval: .* is not a duration"):
+    with pytest.raises(prometheus.PrometheusError, match=r"metrics_scrape_interval: .* is not a duration"):
         prometheus.duration_seconds(text, "metrics_scrape_interval")

@@ -154,6 +154,7 @@ MISTAKES = {
     "quantile 1": (metric(kind="latency", quantile=1), ["quantile: not valid (got 1;"]),
     "margin": (metric(kind="latency", margin=-0.1), ["margin: not valid (got -0.1"]),
     "limit": (metric(kind="latency", limit="1s"), ["limit: wrong type", "a number in the metric's unit"]),
+    "judge": ({"rolling": {"judge": "sometimes"}}, ["rolling.judge: wrong type", "true or false"]),
     "unknown key": ({"canary": {"step": []}}, ["canary.step: unknown key", 'mean "steps"?']),
 }
 

@@ -42,10 +42,18 @@ def metrics_web(tls: str, allowed: Sequence[str]) -> dict[str, Any]:
         raise AnsibleFilterError(str(error)) from error
 
 
+def metrics_seconds(duration: str, name: str = "duration") -> float:
+    try:
+        return prometheus.duration_seconds(str(duration), name)
+    except prometheus.PrometheusError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "metrics_configuration": metrics_configuration,
             "metrics_rules": metrics_rules,
+            "metrics_seconds": metrics_seconds,
             "metrics_web": metrics_web,
         }

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
@@ -14,23 +14,42 @@ from ansible_collections.causeway.platform.plugins.module_utils.release import (
     ReleaseError,
     current_version,
     history_lines,
-    rolling_plan,
     status_lines,
 )
 from ansible_collections.causeway.platform.plugins.module_utils.release_page import render_page
-from ansible_collections.causeway.platform.plugins.module_utils.release_record import (
-    candidate_count,
-    next_action,
-    promise,
-    rollback_action,
+from ansible_collections.causeway.platform.plugins.module_utils.release_record import promise
+from ansible_collections.causeway.platform.plugins.module_utils.release_rolling import (
+    decide_batch,
+    instance_sides,
+    rolling_run,
 )
 
 
 def release_rolling_plan(
-    service: Mapping[str, Any], version: str, live: Sequence[Mapping[str, Any]], record: Mapping[str, Any] | None = None
+    service: Mapping[str, Any], version: str, known: Mapping[str, Any] | None = None, identifier: str = "rolling"
 ) -> dict[str, Any]:
     try:
-        return rolling_plan(service, version, live, record).as_dict()
+        return rolling_run(service, version, known or {}, identifier).as_dict()
+    except ReleaseError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def release_sides(
+    plan: Mapping[str, Any],
+    service: Mapping[str, Any],
+    switched: Mapping[str, Mapping[str, Mapping[str, float]]],
+    started: float,
+) -> dict[str, Any]:
+    return instance_sides(service, plan, switched, float(started))
+
+
+def release_batch(
+    verdict: str, reason: str, command: str = "", so_far: Mapping[str, Any] | None = None, require: bool = False
+) -> dict[str, Any]:
+    try:
+        known = so_far or {}
+        holds, left = int(known.get("holds", 0)), int(known.get("left", 1))
+        return decide_batch(verdict, reason, command, holds=holds, left=left, require=bool(require))
     except ReleaseError as error:
         raise AnsibleFilterError(str(error)) from error
 
@@ -38,37 +57,6 @@ def release_rolling_plan(
 def release_versions(services: Mapping[str, Any], registered: Mapping[str, Any] | None = None) -> dict[str, str]:
     known = registered or {}
     return {name: current_version(service, known.get(name, {}).get("release")) for name, service in services.items()}
-
-
-def release_next(
-    service: Mapping[str, Any], version: str, known: Mapping[str, Any] | None = None, strategy: str = ""
-) -> dict[str, Any]:
-    known = known or {}
-    record = known.get("release") or {}
-    return next_action(
-        record,
-        str(version or record.get("previous") or ""),
-        current=current_version(service, record),
-        strategy=strategy or service["release"]["strategy"],
-        live=known.get("instances") or [],
-        weights=(known.get("traffic") or {}).get("weights"),
-        command=known.get("command"),
-    ).as_dict()
-
-
-def release_way_back(service: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    known = known or {}
-    record = known.get("release") or {}
-    return rollback_action(
-        record,
-        current=current_version(service, record),
-        live=known.get("instances") or [],
-        weights=(known.get("traffic") or {}).get("weights"),
-    ).as_dict()
-
-
-def release_candidate_count(service: Mapping[str, Any], strategy: str = "") -> int:
-    return candidate_count(service["release"], len(service["instances"]["placed"]), strategy)
 
 
 def release_promise(release: Mapping[str, Any], command: str, known: Mapping[str, Any], interval: float) -> list[str]:
@@ -82,12 +70,11 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "release_rolling_plan": release_rolling_plan,
+            "release_sides": release_sides,
+            "release_batch": release_batch,
             "release_versions": release_versions,
             "release_lines": status_lines,
             "release_history": history_lines,
             "release_page": render_page,
-            "release_next": release_next,
             "release_promise": release_promise,
-            "release_way_back": release_way_back,
-            "release_candidate_count": release_candidate_count,
         }

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 DURATION = re.compile(r"^[1-9][0-9]*(ms|s|m|h|d|w|y)$")
+# Prometheus' documentation, "Querying basics", section "Time durations": units once each, the longest first.
+_UNITS = {"y": 31536000.0, "w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_PARTS = re.compile("".join(rf"(?:([0-9]+){unit})?" for unit in _UNITS) + r"\Z")
 FILE_JOBS = ("node", "agent", "etcd")  # their servers show the host's certificate, which has the host's address
 SERVICE_SAMPLES = 5000  # of one instance and scrape; with more the whole scrape is refused
 # What the rules and later dashboards read; a proxy has thousands more.
@@ -50,6 +53,19 @@ def check_duration(value: str, where: str) -> str:
     if not DURATION.match(value):
         raise PrometheusError(f"{where}: {value!r} is not a duration such as '15s' or '2h'")
     return value
+
+
+def duration_seconds(value: str, where: str) -> float:
+    """Seconds of a duration as Prometheus writes it; raises PrometheusError.
+
+    >>> duration_seconds("1m30s", "metrics_scrape_interval")
+    90.0
+    """
+    found = _PARTS.match(value)
+    total = sum(float(n or 0) * unit for n, unit in zip(found.groups(), _UNITS.values())) if found else 0.0
+    if total <= 0:
+        raise PrometheusError(f"{where}: {value!r} is not a duration above zero such as '15s', '1m30s' or '500ms'")
+    return round(total, 3)
 
 
 def _tls(settings: Settings, server_name: str = "") -> dict[str, Any]:

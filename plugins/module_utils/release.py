@@ -64,7 +64,8 @@ def rolling_plan(
     live: Sequence[Mapping[str, Any]],
     record: Mapping[str, Any] | None = None,
 ) -> RollingPlan:
-    """Plan the replacement of every placed instance of ``service`` that does not run ``version``.
+    """Plan the replacement of every placed instance of ``service`` that does not run ``version``, or that a dead run
+    left drained.
 
     ``service`` is a normalised description (docs/design.md section 1), ``live`` the instances registered now, each with
     host, slot and version; ``record`` the service's release record, if any. An empty ``version`` means the record's
@@ -93,9 +94,14 @@ def rolling_plan(
     if not placed:
         raise ReleaseError(f"service {name}: no instance is placed on any host, so there is nothing to release")
     running = {(one["host"], int(one["slot"])): str(one["version"]) for one in live}
-    todo = [one for one in placed if running.get((one["host"], int(one["slot"]))) != version]
-    skipped = [one["id"] for one in placed if one not in todo]
     state = str((record or {}).get("state") or "")
+    drained = {(one["host"], int(one["slot"])) for one in live if one.get("draining") and state == "rolling"}
+    todo = [
+        one
+        for one in placed
+        if running.get((one["host"], int(one["slot"]))) != version or (one["host"], int(one["slot"])) in drained
+    ]
+    skipped = [one["id"] for one in placed if one not in todo]
     undo = current_version(service, record)
     if not todo and undo == version and state != "rolling":
         raise ReleaseError(f"service {name}: version {version} is already live on all {len(placed)} instances")
@@ -150,14 +156,15 @@ def _overview(services: Mapping[str, Any]) -> list[str]:
         release = record.get("release") or {}
         analyses = release.get("analyses") or [{}]
         weights = (one.get("traffic") or {}).get("weights") or {}
-        open_now = bool(release) and release.get("state") not in ("settled", "rolled back", "aborted")
+        open_now = bool(release) and release.get("state") not in _ENDED
+        rolling = open_now and release.get("strategy") == "rolling"  # its new instances are in the stable pool
         rows.append(
             [
                 name,
                 record.get("current") or "as described",
                 release["state"] if open_now else record.get("state") or "never released",
                 f"{release['version']} ({release['strategy']})" if open_now else "-",
-                f"{weights.get('candidate') or 0} %",
+                f"{release.get('weight') or 0 if rolling else weights.get('candidate') or 0} %",
                 (analyses[-1].get("verdict") or "-") if release else "-",
                 ((one.get("command") or {}).get("command") or "-") if open_now else "-",
             ]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The record of a judged release (docs/design.md, section 8): its states, what it keeps, and what a new run does with
+"""The record of a release (docs/design.md, section 8): its states, what it keeps, and what a new run does with
 the one that it finds. Pure functions; nothing here reads a clock or the registry.
 """
 
@@ -58,7 +58,9 @@ MAX_RELEASE = 256 << 10
 
 @dataclass(frozen=True)
 class Release:
-    """One release, under way or the last one. Times are RFC 3339 in UTC, ``weight`` is the candidate's percentage."""
+    """One release, under way or the last one. Times are RFC 3339 in UTC, ``weight`` is the candidate's percentage, in a
+    rolling release that of the instances with the new version.
+    """
 
     id: str
     strategy: str
@@ -327,7 +329,10 @@ def settle_record(release: Release) -> tuple[Json, Json | None]:
     changes["state"] = outcome
     changes["current"] = release.from_version
     if release.state == SETTLED:
-        changes["current"], changes["previous"] = release.version, release.from_version
+        changes["current"] = release.version
+        # A repair brings stragglers to the version that is live: the one before stays as it was.
+        if release.version != release.from_version:
+            changes["previous"] = release.from_version
     entry = {
         "version": release.version,
         "started": release.started,
@@ -408,8 +413,6 @@ def check_command(
             f"{release.version}, is {OUTCOMES[release.state]} since {release.changed}"
         )
     states = _COMMANDED[command]
-    if command == "promote" and release.strategy == "rolling":
-        raise ReleaseError(f"service {service}: a rolling release promotes nothing; allowed: abort, pause, resume")
     if release.state not in states:
         raise ReleaseError(
             f"service {service}: the release of {release.version} is in state {release.state}; {command} is allowed "
@@ -599,28 +602,3 @@ def _unfinished(release: Release, version: str, strategy: str, left: list[str]) 
     if release.state in EARLY:
         return _at("start", release, f"{what} was cut short before any user met it: it starts over", left)
     return _at("resume", release, f"{what} was cut short at step {release.step}, weight {release.weight}", left)
-
-
-def rollback_action(
-    record: Mapping[str, Any] | None,
-    *,
-    current: str,
-    live: Sequence[Mapping[str, Any]] = (),
-    weights: Mapping[str, Any] | None = None,
-) -> Action:
-    """What a way back means now: ``undo`` what is under way (or left over), ``start`` a release of the version before,
-    or ``refuse``.
-    """
-    record = record or {}
-    release, left = Release.of(record.get("release")), _leftovers(live)
-    if release and not release.ended:
-        return _at("undo", release, f"the release of {release.version} (state {release.state}) is undone", left)
-    if left or int((weights or {}).get("candidate") or 0) > 0:
-        facts: Json = {"version": release.version if release else "", "from_version": current, "leftovers": left}
-        if not (release and release.state == SETTLED):
-            return Action("undo", "candidates of a release that has ended are left over: they go", **facts)
-    previous = str(record.get("previous") or "")
-    if not previous or previous == current:
-        return Action("refuse", "there is no version before to go back to; give release_version", leftovers=left)
-    facts = {"version": previous, "from_version": current, "leftovers": left}
-    return Action("start", f"version {previous} was live before", **facts)

@@ -9,7 +9,8 @@ DOCUMENTATION = r"""
 module: canary_analysis
 short_description: Judge a candidate version by what Prometheus saw
 description:
-  - Compares the candidate pool of a service with the stable one, with tests that stay valid at every look.
+  - Compares the candidate pool of a service with the stable one, with tests that stay valid at every look; with
+    O(instances) two groups of instances of one pool, as a rolling release has them.
   - A Prometheus that cannot be asked, or whose data are old, gives the verdict V(insufficient_data), never a failure of
     the module. The module fails for wrong options and for PromQL that cannot be parsed.
   - C(docs/judge.md) says how verdicts come about.
@@ -62,6 +63,16 @@ options:
     type: list
     elements: dict
     default: []
+  instances:
+    description:
+      - Instances of a rolling release as C({host/slot: {until, since}}) with times in epoch seconds. An instance runs
+        the old version before C(until) (without it, still) and the new one from C(since) on; what is between counts for
+        neither.
+      - The two groups are compared by what the instances' own sidecars counted; O(candidate) and O(stable) only name
+        the sides in reasons. Metrics of kind C(saturation) and C(business) ask per pool and are left out, with a
+        warning; if no other is left, errors and latency are judged.
+    type: dict
+    default: {}
   step:
     description: Number of the release's step, only handed on.
     type: int
@@ -134,6 +145,20 @@ EXAMPLES = r"""
           worse: lower
           margin: 0.05
   register: judged
+
+- name: Judge the new instances of a rolling release of orders
+  causeway.platform.canary_analysis:
+    urls: ["https://10.77.1.41:9090", "https://10.77.1.42:9090"]
+    service: orders
+    candidate: the new version
+    stable: the old one
+    since: 1795374757.8
+    weight: 33
+    instances:
+      app1/0: {until: 1795374741.2, since: 1795374757.8}
+      app2/0: {}
+      app3/0: {}
+  register: judged
 """
 
 RETURN = r"""
@@ -165,6 +190,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.causeway.platform.plugins.module_utils.analysis.client import AnalysisError, Prometheus
+from ansible_collections.causeway.platform.plugins.module_utils.analysis.instances import parse_instances
 from ansible_collections.causeway.platform.plugins.module_utils.analysis.judge import (
     METHODS,
     Judge,
@@ -174,7 +200,14 @@ from ansible_collections.causeway.platform.plugins.module_utils.analysis.judge i
 )
 from ansible_collections.causeway.platform.plugins.module_utils.analysis.scores import ScoreJudge, parse_scores
 
+PER_POOL = ("saturation", "business")  # the user's queries
 DEFAULT_METRICS = ({"name": "errors", "kind": "errors"}, {"name": "latency", "kind": "latency"})
+
+
+def not_judged(params: dict[str, Any]) -> list[str]:
+    """Names of metrics that cannot tell instances apart."""
+    metrics = (params["analysis"] or {}).get("metrics") or ()
+    return [str(one.get("name")) for one in metrics if one.get("kind") in PER_POOL] if params["instances"] else []
 
 
 def request_of(params: dict[str, Any]) -> Request:
@@ -199,10 +232,12 @@ def request_of(params: dict[str, Any]) -> Request:
     method = analysis.get("method") or METHODS[0]
     if method not in METHODS:
         raise AnalysisError(f"analysis.method: {method!r} is unknown; allowed: {', '.join(METHODS)}")
-    metrics = tuple(
-        parse_metric(one, f"analysis.metrics[{number}]")
-        for number, one in enumerate(analysis.get("metrics") or DEFAULT_METRICS)
-    )
+    listed = analysis.get("metrics") or DEFAULT_METRICS
+    if params["instances"]:
+        # Scores compare pools once per step; the batches of a rolling release have neither.
+        method = METHODS[0]
+        listed = [one for one in listed if one.get("kind") not in PER_POOL] or DEFAULT_METRICS
+    metrics = tuple(parse_metric(one, f"analysis.metrics[{number}]") for number, one in enumerate(listed))
     return Request(
         service=params["service"],
         since=parse_time(params["since"], "since"),
@@ -212,6 +247,7 @@ def request_of(params: dict[str, Any]) -> Request:
         final=params["final"],
         **parse_scores(analysis, metrics),
         weights=tuple(weights),
+        instances=parse_instances(params["instances"]),
         interval=numbers["interval"],
         alpha=numbers["alpha"],
         min_requests=int(numbers["min_requests"]),
@@ -237,6 +273,7 @@ def main() -> None:
             "since": {"type": "str", "required": True},
             "until": {"type": "str"},
             "weights": {"type": "list", "elements": "dict", "default": []},
+            "instances": {"type": "dict", "default": {}},
             "step": {"type": "int", "default": 0},
             "weight": {"type": "float", "default": 0.0},
             "analysis": {"type": "dict", "default": {}},
@@ -255,6 +292,8 @@ def main() -> None:
         result = judge(Prometheus(params["urls"], *files, timeout=params["timeout"]), request).run()
     except AnalysisError as error:
         module.fail_json(msg=str(error))
+    if not_judged(params):
+        result["prometheus"]["warnings"].append(f"not judged per instance: {', '.join(not_judged(params))}")
     module.exit_json(changed=False, **result)
 
 

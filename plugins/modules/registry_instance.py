@@ -118,6 +118,11 @@ missing:
   returned: always
   type: dict
   sample: {edge2/gateway: 3 requests in flight to app1/0}
+at:
+  description: When the waiting ended, seconds since the epoch on this host's clock.
+  returned: always
+  type: float
+  sample: 1795374757.8
 waited:
   description: Seconds that the wait took.
   returned: always
@@ -125,6 +130,7 @@ waited:
   sample: 0.311
 """
 
+import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -211,6 +217,7 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         revision=acks.revision or revision,
         acknowledgements=acks.proxies,
         missing=acks.missing,
+        at=round(time.time(), 3),
         waited=acks.seconds,
     )
     return result

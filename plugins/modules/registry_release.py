@@ -122,7 +122,8 @@ options:
     type: int
   weight:
     description:
-      - The candidate's percentage of the traffic from now on, 0 to 100.
+      - The candidate's percentage of the traffic from now on, 0 to 100; in a rolling release the percentage of the
+        placed instances that run the new version.
     type: int
   analysis:
     description:

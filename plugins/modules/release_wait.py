@@ -114,7 +114,6 @@ waited:
   sample: 12.4
 """
 
-import select
 import time
 from typing import Any
 
@@ -150,13 +149,6 @@ def look(client: EtcdClient, keys: Keys, service: str) -> tuple[dict[str, Any], 
     return known, {**asked, "revision": request.mod_revision}
 
 
-def abandoned() -> bool:
-    """Whether nobody reads what this module will print: the connection to the controller is gone."""
-    listener = select.poll()
-    listener.register(1, 0)
-    return any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _fd, event in listener.poll(0))
-
-
 def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Wait; returns the module's result."""
     keys, service, owner = Keys(params["platform"]), check_label("service", params["service"]), params["owner"]
@@ -170,8 +162,6 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         while True:
             command: dict[str, Any] = {}
             free = False
-            if abandoned():
-                raise RegistryError("the controller is gone")
             try:
                 if owner and not check_mode and time.monotonic() - renewed >= RENEW:
                     renew(client, find_lock(client, keys, service), service, owner)

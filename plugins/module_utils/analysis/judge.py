@@ -23,6 +23,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.statistics.quant
 )
 
 from .client import AnalysisError, Prometheus, Unseen
+from .instances import Instance, bins, by_side, horizon
 from .samples import Notes, Step, Tally, matrix, steps, tally
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Request:
     pass_score: float = 95.0
     marginal_score: float = 75.0
     final: bool = True
+    instances: tuple[Instance, ...] = ()  # two groups of these are compared instead of two pools
 
 
 def parse_time(value: Any, where: str) -> float:
@@ -176,6 +178,19 @@ def view(
             before.pairs.append((mirror, after))
             number += 1
     return View(until, since, phases, together, before, current)
+
+
+def group_view(
+    request: Request, all_steps: Sequence[Step], since: float, until: float, phases: list[tuple[float, float]]
+) -> View:
+    """Two groups of instances side by side. Nothing is compared with the time before: old instances are there, or the
+    release is not judged any more.
+    """
+    end = horizon(all_steps, until, 3 * request.scrape_interval)
+    inside = [s for s in all_steps if s.start >= since - 0.5 and s.end <= end + 0.5]
+    pairs = [(some, some) for some in bins(inside, since, 2 * request.scrape_interval)]
+    below = [(at, min(weight, 99.0)) for at, weight in phases]
+    return View(until, since, below, Part(inside, inside, pairs), Part(), inside)
 
 
 def _thinned(request: Request, seen: View, part: Part) -> tuple[Histogram, Histogram] | None:
@@ -472,11 +487,15 @@ class Judge:
             raise Unseen("the release begins in the future of Prometheus: nothing was seen of it yet")
         phases = [(max(at + shift, since), weight) for at, weight in sorted(request.weights) if at + shift <= until]
         phases = phases or [(since, request.weight)]
-        begin = min(since, 2 * phases[-1][0] - until) if phases[-1][1] >= 100 else since
+        groups = bool(request.instances)
+        begin = min(since, 2 * phases[-1][0] - until) if phases[-1][1] >= 100 and not groups else since
         window = f"[{math.ceil(until - begin + 4 * request.scrape_interval + 60)}s]"
         pools = "|".join(dict.fromkeys((request.stable, request.candidate)))
         selector = f'{{service="{request.service}",direction="outbound",pool=~"{pools}"}}{window}'
         names = ["envoy_cluster_upstream_rq_xx", "envoy_cluster_upstream_rq_retry_success"]
+        if groups:
+            # A sidecar passes each attempt on once: it retries nothing.
+            selector, names = f'{{service="{request.service}",direction="inbound"}}{window}', names[:1]
         if any(metric.kind == "latency" for metric in request.metrics):
             names.append("envoy_cluster_upstream_rq_time_bucket")
 
@@ -492,7 +511,10 @@ class Judge:
         self.age = until - newest
         if self.age > request.max_age:
             raise Unseen(f"the newest sample is {self.age:.0f} s old, {request.max_age:g} s are tolerated")
-        found = steps(counters, series(f'up{{job="envoy"}}{window}'), self.notes)
+        found = steps(counters, series(f'up{{job="envoy"}}{window}'), self.notes, "slot" if groups else "pool")
+        if groups:
+            found = by_side(found, request.instances, request.stable, request.candidate, shift)
+            return until, group_view(request, found, since, until, phases)
         return until, view(request, found, since, until, phases)
 
     def _judge(self, seen: View) -> dict[str, Any]:

@@ -166,14 +166,17 @@ def _steps(
     return found
 
 
-def steps(series: Iterable[Series], up: Iterable[Series], notes: Notes) -> list[Step]:
-    """Increments of all proxies between their scrapes, by time. `up`: their ``up`` series, which show every scrape."""
+def steps(series: Iterable[Series], up: Iterable[Series], notes: Notes, by: str = "pool") -> list[Step]:
+    """Increments of all proxies between their scrapes, by time. `up`: their ``up`` series, which show every scrape.
+
+    `by` is the label that tells apart what is compared.
+    """
     scraped: dict[str, set[float]] = {}
     for one in up:
         scraped.setdefault(target_of(one.labels), set()).update(t for t, v in one.samples if v == 1)
     grouped: dict[str, dict[tuple[str, str], list[Series]]] = {}
     for one in series:
-        key = (one.labels.get("pool", ""), name_of(one.labels))
+        key = (one.labels.get(by, ""), name_of(one.labels))
         if all(key):
             grouped.setdefault(target_of(one.labels), {}).setdefault(key, []).append(one)
     found = []

@@ -216,6 +216,7 @@ def _scored_metric(data: dict[str, Any], kind: str) -> dict[str, Any]:
 def _judged(release: dict[str, Any]) -> dict[str, Any]:
     """What a judged release goes by (docs/design.md, section 8)."""
     canary, blue_green, analysis = (release.get(key) or {} for key in ("canary", "blue_green", "analysis"))
+    rolling = release.get("rolling") or {}
     cohort, sticky = canary.get("cohort") or {}, canary.get("sticky", "cookie")
     steps = [
         {"weight": step["weight"], "duration": _seconds(step, "duration", 60.0)}
@@ -235,6 +236,7 @@ def _judged(release: dict[str, Any]) -> dict[str, Any]:
             "bake": _seconds(blue_green, "bake", 60.0),
             "mirror": {"percent": float((blue_green.get("mirror") or {}).get("percent", 0.0))},
         },
+        "rolling": {"judge": rolling.get("judge", True), "require": rolling.get("require", False)},
         "rollback_window": _seconds(release, "rollback_window", 300.0),
         "analysis": {
             "interval": _seconds(analysis, "interval", 30.0),

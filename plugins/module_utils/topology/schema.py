@@ -206,6 +206,7 @@ _METRIC = _map(
     },
     ("name", "kind"),
 )
+_BOOLEAN = {"type": "boolean", "allowed": "true or false"}
 _JUDGED = {
     "canary": _map(
         {
@@ -225,6 +226,7 @@ _JUDGED = {
         }
     ),
     "blue_green": _map({"bake": _duration("0s", "24h"), "mirror": _map({"percent": _real(0, 100)})}),
+    "rolling": _map({"judge": _BOOLEAN, "require": _BOOLEAN}),
     "rollback_window": _duration("0s", "168h"),
     "analysis": _map(
         {

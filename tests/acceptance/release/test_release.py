@@ -87,6 +87,30 @@ def test_a_bad_version_goes_back_by_itself(
     assert known["release"]["history"][-1]["outcome"] == "rolled back"
 
 
+def test_a_version_that_fails_now_and_then_goes_back_by_itself(
+    playbook: Playbook,
+    registry: Registry,
+    versions: Callable[[str], set[str]],
+    traffic: Callable[..., Any],
+) -> None:
+    """Its instances are healthy and pass their tests: only the judge sees that one request in twenty fails."""
+    before = versions("catalog")
+    with traffic(100) as load:
+        done = playbook("release_rolling", release_service="catalog", release_version="1.4.0-flaky", release_judge=True)
+    assert done.returncode != 0
+    assert "rolled back" in done.stdout
+    print(f"{load.summary['failed']} of {load.summary['sent']} requests met an error")
+    known = registry("registry_info", service="catalog", gather=["content"])["services"]["catalog"]
+    assert {one["version"] for one in known["instances"]} == before
+    assert (known["drains"], known["lock"]) == ({}, {})
+    release = known["release"]["release"]
+    assert (release["state"], release["strategy"], release["weight"]) == ("rolled back", "rolling", 0)
+    assert release["analyses"][-1]["verdict"] == "fail", release["analyses"]
+    assert "errors: worse" in release["reason"]
+    # It was the judge of one of the batches, not the end of the release.
+    assert max(one["weight"] for one in release["weights"]) < 100
+
+
 def test_a_killed_release_is_finished_by_the_next_run(
     playbook: Playbook,
     start_playbook: Callable[..., Any],

@@ -9,12 +9,9 @@ import http.server
 import importlib
 import json
 import random
-import shutil
 import socket
-import subprocess
 import threading
 import time
-import urllib.request
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -97,10 +94,7 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
 
 
 @pytest.fixture(scope="session")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not shutil.which("prometheus") or not shutil.which("promtool"):
-        pytest.skip("needs prometheus and promtool (Debian package prometheus)")
-    folder = tmp_path_factory.mktemp("prometheus")
+def prometheus(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     by_metric: dict[str, list[str]] = {}
     rng = random.Random(4)
     for name, world in WORLDS.items():
@@ -111,47 +105,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for t in range(int(SINCE - 3720), int(NOW) + 1, SCRAPE)
     ]
     text = "\n".join(line for lines in (*by_metric.values(), up) for line in lines)
-    (folder / "history.txt").write_text(text + "\n# EOF\n")
-    subprocess.run(
-        [
-            "promtool",
-            "tsdb",
-            "create-blocks-from",
-            "openmetrics",
-            "-q",
-            str(folder / "history.txt"),
-            str(folder / "data"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    (folder / "prometheus.yml").write_text("{}")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _try in range(100):
-            try:
-                urllib.request.urlopen(f"{url}/-/ready", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with serve(tmp_path_factory.mktemp("prometheus"), text) as url:
         yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 METRICS: tuple[dict[str, Any], ...] = (

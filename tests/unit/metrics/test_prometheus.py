@@ -152,3 +152,16 @@ def test_requests_errors_and_latency_by_version(tmp_path: Path) -> None:
         ["promtool", "test", "rules", str(tmp_path / "tests.yml")], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("15s", 15), ("1m30s", 90), ("500ms", 0.5), ("2m", 120), ("1h1s", 3601), ("1d", 86400)]
+)
+def test_durations_in_seconds(text: str, number: float) -> None:
+    assert prometheus.duration_seconds(text, "x") == number
+
+
+@pytest.mark.parametrize("text", ["", "15", "s", "0s", "1s1m", "1.5s", "-1s", "1m 30s", "15s\n"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(prometheus.PrometheusError, match=r"metrics_scrape_interval: .* is not a duration"):
+        prometheus.duration_seconds(text, "metrics_scrape_interval")

@@ -244,29 +244,9 @@ def test_a_controller_killed_at_every_transition_never_leaves_a_dead_end(state: 
             found, "t9", begin={"id": "r2", "strategy": strategy, "version": "1.1.0", "from": "1.0.0"}
         )
         assert (begun["release"]["id"], begun["release"]["state"]) == ("r1", "planned")
-    back = release_record.rollback_action(found, current="1.0.0")
-    assert (back.action, back.from_version) == ("undo", "1.0.0")
     changes, entry = release_record.advance(found, "t9", transition={"to": "rolled back", "reason": "asked"})
     assert entry
     assert (changes["current"], changes["state"], entry["outcome"]) == ("1.0.0", "rolled back", "rolled back")
-
-
-@pytest.mark.parametrize(
-    ("found", "options", "action", "version"),
-    [
-        ({}, {}, "refuse", ""),
-        ({"previous": "1.0.0"}, {}, "refuse", ""),
-        ({"previous": "0.9.0"}, {}, "start", "0.9.0"),
-        (record("settled"), {"current": "1.1.0"}, "start", "1.0.0"),
-        (record("shifting"), {}, "undo", "1.1.0"),
-        (record("rolled back"), {"live": live("1.0.0", candidates="1.1.0")}, "undo", "1.1.0"),
-        (record("rolled back"), {"weights": {"candidate": 5}}, "undo", "1.1.0"),
-        (record("rolled back"), {}, "start", "0.9.0"),
-    ],
-)
-def test_the_way_back(found: dict[str, Any], options: dict[str, Any], action: str, version: str) -> None:
-    decided = release_record.rollback_action(found, **{"current": "1.0.0", **options})
-    assert (decided.action, decided.version) == (action, version)
 
 
 @pytest.mark.parametrize("command", release_record.COMMANDS)
@@ -287,9 +267,20 @@ def test_what_operators_may_ask(command: str, state: str) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_a_rolling_release_promotes_nothing() -> None:
-    with pytest.raises(ReleaseError, match="allowed: abort, pause, resume"):
-        release_record.check_command("orders", "promote", record("shifting", "rolling"))
+def test_a_promoted_rolling_release_is_not_judged_any_further() -> None:
+    assert release_record.check_command("orders", "promote", record("shifting", "rolling")).strategy == "rolling"
+
+
+def test_a_repair_keeps_the_version_before() -> None:
+    found: dict[str, Any] = {"current": "1.1.0", "previous": "1.0.0"}
+    changes, _entry = release_record.advance(
+        found, "t0", begin={"id": "r", "strategy": "rolling", "version": "1.1.0", "from": "1.1.0"}
+    )
+    found.update(changes)
+    for to in ("preparing", "shifting", "settled"):
+        changes, _entry = release_record.advance(found, "t1", transition={"to": to})
+        found.update(changes)
+    assert (found["current"], found["previous"], found["state"]) == ("1.1.0", "1.0.0", "live")
 
 
 def test_a_promise_says_who_acts_and_when() -> None:

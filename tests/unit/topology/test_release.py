@@ -42,6 +42,7 @@ DEFAULTS = {
         "instances": 0,
     },
     "blue_green": {"bake": 60.0, "mirror": {"percent": 0.0}},
+    "rolling": {"judge": True, "require": False},
     "rollback_window": 300.0,
     "analysis": {
         "interval": 30.0,
@@ -231,6 +232,7 @@ MISTAKES = {
         {**kayenta(), "strategy": "blue_green", "blue_green": {"bake": "0s"}},
         ["blue_green.bake: too short for its method (got 0s;"],
     ),
+    "judge": ({"rolling": {"judge": "sometimes"}}, ["rolling.judge: wrong type", "true or false"]),
     "unknown key": ({"canary": {"step": []}}, ["canary.step: unknown key", 'mean "steps"?']),
 }
 

@@ -196,14 +196,12 @@ def send_mail(mail: Mapping[str, Any], recipients: Sequence[str], event: Mapping
 
 
 def event_file(event: Mapping[str, Any]) -> str:
-    """Extra variables for ansible-playbook. Texts are marked unsafe: a reason may hold what a stranger's server
-    answered, which must never be taken for a template.
+    """Extra variables for ansible-playbook. The event comes as one unsafe text: a reason may hold what a stranger's
+    server answered, which must never be taken for a template, and ``!unsafe`` on a single value would turn the version
+    "1.10" into a number.
     """
-    lines = ["release_event:"]
-    for name, value in event.items():
-        text = json.dumps(value)
-        lines.append(f"  {name}: {'!unsafe ' + text if isinstance(value, str) else text}")
-    return "\n".join(lines) + "\n"
+    text = json.dumps(json.dumps(event))
+    return f'release_event_json: !unsafe {text}\nrelease_event: "{{{{ release_event_json | from_json }}}}"\n'
 
 
 def run_playbook(

@@ -12,7 +12,7 @@ description:
   - Tells an event of a release to a playbook, a webhook or by mail, and says how that ended.
   - It runs on the controller and ends when O(timeout) is over, whatever the other side does. A playbook is stopped then
     with all its children.
-  - A hook that fails or hangs does not fail the task, it makes a warning; what follows is decided by RV(outcome).
+  - A hook that fails or hangs does not fail the task; what follows is decided by RV(outcome).
 author:
   - The causeway.platform authors (@causeway)
 extends_documentation_fragment:
@@ -165,7 +165,6 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.causeway.platform.plugins.module_utils import release_hooks
 from ansible_collections.causeway.platform.plugins.module_utils.release_hook_run import (
-    OK,
     Outcome,
     post_webhook,
     run_playbook,
@@ -245,8 +244,6 @@ def main() -> None:
     except release_hooks.HookError as error:
         module.fail_json(msg=str(error))
         return
-    if found.outcome != OK:
-        module.warn(f"hook {params['name']} ({params['event'].get('type')}): {found.outcome}: {found.message}")
     module.exit_json(changed=False, **found.as_dict())
 
 

@@ -446,12 +446,12 @@ def _check_hooks(service: Service) -> None:
         kinds = [kind for kind in HOOK_KINDS if kind in data]
         if len(kinds) != 1 and not any(_refused(service, *where, kind) for kind in HOOK_KINDS):
             report(where, "a hook does one thing", " and ".join(kinds) or "nothing", f"one of {choices(HOOK_KINDS)}")
-        for path, file in (
-            (("playbook",), hook["playbook"]),
-            (("webhook", "ca_file"), hook["webhook"].get("ca_file", "")),
+        for path, file, said in (
+            (("playbook",), hook["playbook"], data.get("playbook")),
+            (("webhook", "ca_file"), hook["webhook"].get("ca_file"), (data.get("webhook") or {}).get("ca_file")),
         ):
             if file and not Path(file).is_file():
-                report((*where, *path), "no such file", show(file), "a file, its path relative to this one")
+                report((*where, *path), "no such file", show(said), "a file, its path relative to this one")
         if hook["webhook"].get("secret") in OWN_SECRETS:
             may = "any other name in the secrets file"
             report((*where, "webhook", "secret"), "a secret of the platform's own", hook["webhook"]["secret"], may)

@@ -37,6 +37,10 @@ JUNK = [
     {"": None},
     {"x": [1]},
 ]
+HOOKS = [
+    {"name": "a", "stages": ["test"], "webhook": {"url": "https://x.test/", "secret": "s"}},
+    {"name": "b", "stages": ["pre", "verdict"], "mail": {"to": ["a@x.test"]}, "timeout": "9s", "failure": "stop"},
+]
 
 
 def spots(value, path=()):
@@ -52,7 +56,7 @@ def test_junk_anywhere(files, seed):
     chance = random.Random(seed)
     files.set("orders", "environment", {"A": "b"})
     files.set("orders", "placement", {"zones": ["north-a", "north-b", "north-c"], "regions": ["north"]})
-    files.set("orders", "release", {"batch": 1, "verify": {"path": "/orders/1"}})
+    files.set("orders", "release", {"batch": 1, "verify": {"path": "/orders/1"}, "hooks": HOOKS})
     files.set("orders", "routes/0/retries", {"attempts": 1, "backoff": {"base": "10ms"}})
     files.set("platform", "lab", {"name": "x", "network": "10.0.0.0/16", "packages": ["curl"]})
     files.set("platform", "vars", {"x": 1})

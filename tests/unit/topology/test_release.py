@@ -33,6 +33,7 @@ DEFAULTS = {
             {**METRIC, "name": "latency", "kind": "latency", "margin": 0.2, "limit": None},
         ],
     },
+    "hooks": [],
 }
 QUERY = 'sum(rate(orders_total{service="$service", pool="${pool}", code!~"5..$"}[$window]))'
 

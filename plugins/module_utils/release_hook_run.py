@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import http.client
 import json
@@ -210,6 +211,7 @@ def run_playbook(
     inventory: Sequence[str],
     event: Mapping[str, Any],
     seconds: float,
+    *,
     configuration: str = "",
 ) -> Outcome:
     """Run a playbook with the variable ``release_event``. When its time is over it is stopped with all its children."""
@@ -313,10 +315,8 @@ def _descendants(root: int) -> list[int]:
 
 def _signal(processes: Sequence[int], number: int) -> None:
     for one in processes:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(one, number)
-        except ProcessLookupError:
-            pass
 
 
 def _stop(process: subprocess.Popen[bytes], others: set[int]) -> None:

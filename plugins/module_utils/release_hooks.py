@@ -125,8 +125,9 @@ def hook_problems(
         where = f"release.hooks[{number}] ({hook['name']})"
         if hook["timeout"] + MARGIN > ttl:
             found.append(
-                f"{where}: timeout {hook['timeout']:g} s does not fit the lease of the release's lock; allowed: at most "
-                f"{max(0.0, ttl - MARGIN):g} s, or release_lock_ttl (now {ttl:g}) of {hook['timeout'] + MARGIN:g} or more"
+                f"{where}: timeout {hook['timeout']:g} s does not fit the lease of the release's lock; allowed: "
+                f"at most {max(0.0, ttl - MARGIN):g} s, or release_lock_ttl (now {ttl:g}) of "
+                f"{hook['timeout'] + MARGIN:g} or more"
             )
         if hook["webhook"]:
             name = hook["webhook"]["secret"]

@@ -178,7 +178,7 @@ def run(params: dict[str, Any], executable: str) -> Outcome:
     if params["playbook"]:
         playbook = params["playbook"]
         return run_playbook(
-            executable, playbook["path"], playbook["inventory"], event, seconds, playbook["configuration"]
+            executable, playbook["path"], playbook["inventory"], event, seconds, configuration=playbook["configuration"]
         )
     if params["webhook"]:
         webhook = params["webhook"]

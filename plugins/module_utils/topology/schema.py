@@ -269,7 +269,8 @@ _HOOK = _map(
                     "maxItems": 50,
                     "uniqueItems": True,
                     "items": _text(
-                        r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?\Z", "a mail address"
+                        r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?\Z",
+                        "a mail address",
                     ),
                     "allowed": "a list of mail addresses",
                 }

@@ -72,7 +72,7 @@ def run(check_mode: bool = False, **arguments: Any) -> dict[str, Any]:
 
 
 class Receiver:
-    """An HTTP server that answers with the given statuses, the last one for ever, and verifies as docs/hooks.md says."""
+    """An HTTP server that answers with the given statuses, the last for ever, and verifies as docs/hooks.md says."""
 
     def __init__(self, *statuses: int, hang: float = 0.0) -> None:
         self.seen: list[tuple[dict[str, str], bytes]] = []

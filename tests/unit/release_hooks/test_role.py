@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parents[3]
 SECRET = "0123456789abcdef0123456789abcdef"  # of tests/unit/etcd
 NOTHING = {"playbook": "", "webhook": {}, "mail": {}, "timeout": 20.0, "failure": "stop"}
 # Nobody listens: fails after two attempts.
-DEAF = {**NOTHING, "timeout": 1.0, "name": "deaf", "webhook": {"url": "http://127.0.0.1:1/", "secret": "key", "ca_file": ""}}
+DEAF = {
+    **NOTHING,
+    "timeout": 1.0,
+    "name": "deaf",
+    "webhook": {"url": "http://127.0.0.1:1/", "secret": "key", "ca_file": ""},
+}
 KEY = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 JUDGED = {
     "canary": {"steps": [{"weight": 5, "duration": 1.0}], "instances": 0},
@@ -83,7 +88,9 @@ def play(server: Any, platform: str, tmp_path: Path) -> Callable[..., tuple[int,
         lock = {"causeway.platform.etcd_lock": {"name": "orders"}, "register": "release_lock"}
         facts = {"ansible.builtin.set_fact": {"release_started": "2026-11-22T16:00:00Z", **(before or {})}}
         role = {"ansible.builtin.include_role": {"name": "causeway.platform.release", "tasks_from": entry}}
-        shown = {name: f"{{{{ {name} | default('') }}}}" for name in ("release_cursor", "release_hook_results", "error")}
+        shown = {
+            name: f"{{{{ {name} | default('') }}}}" for name in ("release_cursor", "release_hook_results", "error")
+        }
         keep = {"copy": {"dest": f"{tmp_path}/facts.json", "content": json.dumps(shown), "mode": "0600"}}
         keep["copy"]["content"] = "{{ shown | to_json }}"
         note = {"ansible.builtin.set_fact": {"error": "{{ ansible_failed_result.msg }}"}}
@@ -187,9 +194,7 @@ def test_a_missing_secret_is_found_before_anything_changes(
     assert client.get(keys.of("locks", "orders")) is None
 
 
-def test_nothing_stands_in_the_way_back(
-    play: Any, instance: Any, client: etcd.EtcdClient, keys: registry.Keys
-) -> None:
+def test_nothing_stands_in_the_way_back(play: Any, instance: Any, client: etcd.EtcdClient, keys: registry.Keys) -> None:
     """What release_rollback does: no secret, a hook that says no, and it begins all the same."""
     for name in ("app1/0", "app2/0"):
         instance(name)

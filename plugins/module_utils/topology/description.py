@@ -30,7 +30,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.topology.problem
 )
 
 MAX_SERVICES = (schema.MESH_PORTS[1] - schema.MESH_PORTS[0]) // schema.SLOTS + 1
-SECRETS = ("registry", "hsm_pin", "hsm_so_pin")
+SECRETS = rules.OWN_SECRETS
 SSH_OPTIONS = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
 
 

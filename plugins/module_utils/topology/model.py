@@ -15,6 +15,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.topology.placeme
 from ansible_collections.causeway.platform.plugins.module_utils.topology.schema import (
     CALL_PORTS,
     COMPONENTS,
+    HOOK_STAGES,
     MESH_PORTS,
     SLOTS,
 )
@@ -253,6 +254,31 @@ def _judged(release: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _hook(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One hook of releases (docs/hooks.md); the kinds that it is not are empty."""
+    webhook, mail = data.get("webhook") or {}, data.get("mail") or {}
+
+    def file(name: Any) -> str:
+        return str((folder / name).resolve()) if name else ""
+
+    return {
+        "name": data.get("name", ""),
+        "stages": [stage for stage in HOOK_STAGES if stage in (data.get("stages") or [])],
+        "playbook": file(data.get("playbook")),
+        "webhook": {
+            "url": webhook.get("url", ""),
+            "secret": webhook.get("secret", ""),
+            "ca_file": file(webhook.get("ca_file")),
+        }
+        if webhook
+        else {},
+        "mail": {"to": [one for one in mail.get("to") or [] if one]} if mail else {},
+        "timeout": _seconds(data, "timeout", 60.0),
+        # A mail asks nobody: that it cannot be sent is no reason to go back.
+        "failure": data.get("failure", "ignore" if mail else "stop"),
+    }
+
+
 def service_index(mesh_port: int | None) -> int:
     """The number of a service, from its port: unlike a rank it does not change when other services come and go."""
     return ((mesh_port or MESH_PORTS[0]) - MESH_PORTS[0]) // SLOTS
@@ -325,6 +351,7 @@ def build_service(document: Document, folder: Path) -> Service:
                 "requests": verify.get("requests", 20),
             },
             **_judged(release),
+            "hooks": [_hook(hook or {}, folder) for hook in release.get("hooks") or []],
         },
         "slo": {
             "availability": float(slo.get("availability", 99.9)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
@@ -14,6 +15,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.topology.model i
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import choices, nearest, show, suggest
 from ansible_collections.causeway.platform.plugins.module_utils.topology.schema import (
     COMPONENTS,
+    HOOK_KINDS,
     MESH_PORTS,
     SLOTS,
     network_of,
@@ -277,6 +279,7 @@ def check_service(topology: Topology, service: Service) -> None:
     _check_routes(service)
     _check_verify(service)
     _check_release(service)
+    _check_hooks(service)
 
 
 def _refused(service: Service, *path: Any) -> bool:
@@ -483,6 +486,39 @@ def _check_metric(service: Service, where: tuple[Any, ...], metric: dict[str, An
             report((*where, "query"), f"unknown placeholder{suggest(unknown, PLACEHOLDERS)}", f"${unknown}", may)
     if "quantile" in metric and kind not in (None, "latency"):
         report((*where, "quantile"), f"a quantile of {kind}", show(metric["quantile"]), "with kind latency only")
+
+
+# What no hook may sign with: the platform derives its own passwords and tokens from these.
+OWN_SECRETS = ("registry", "hsm_pin", "hsm_so_pin")
+# What has happened at these stages stays, so no hook can stop it.
+TOLD_ONLY = ("promoted", "rolled_back")
+
+
+def _check_hooks(service: Service) -> None:
+    report, names = service.document.report, set()
+    written = ((service.document.data or {}).get("release") or {}).get("hooks") or []
+    for number, (data, hook) in enumerate(zip(written, service.spec["release"]["hooks"])):
+        where, name = ("release", "hooks", number), hook["name"]
+        if data is None:  # refused as a whole
+            continue
+        if name and name in names:
+            report((*where, "name"), "given twice", show(name), "each name once")
+        names.add(name)
+        kinds = [kind for kind in HOOK_KINDS if kind in data]
+        if len(kinds) != 1 and not any(_refused(service, *where, kind) for kind in HOOK_KINDS):
+            report(where, "a hook does one thing", " and ".join(kinds) or "nothing", f"one of {choices(HOOK_KINDS)}")
+        for path, file, said in (
+            (("playbook",), hook["playbook"], data.get("playbook")),
+            (("webhook", "ca_file"), hook["webhook"].get("ca_file"), (data.get("webhook") or {}).get("ca_file")),
+        ):
+            if file and not Path(file).is_file():
+                report((*where, *path), "no such file", show(said), "a file, its path relative to this one")
+        if hook["webhook"].get("secret") in OWN_SECRETS:
+            may = "any other name in the secrets file"
+            report((*where, "webhook", "secret"), "a secret of the platform's own", hook["webhook"]["secret"], may)
+        if data.get("failure") == "stop" and hook["stages"] and set(hook["stages"]) <= set(TOLD_ONLY):
+            may = "ignore: what has happened at promoted and rolled_back stays"
+            report((*where, "failure"), "nothing is left to stop", "stop", may)
 
 
 def under(path: str, prefix: str) -> bool:

@@ -37,6 +37,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 STRATEGIES = ("rolling", "blue_green", "canary")
 METRIC_KINDS = ("errors", "latency", "saturation", "business")
 METHODS_OF_JUDGING = ("sequential", "kayenta")
+HOOK_STAGES = ("pre", "test", "verdict", "promoted", "rolled_back")
+HOOK_KINDS = ("playbook", "webhook", "mail")
 
 # The unix group causeway-tls-svc-<service> has to stay within the 31 characters that systemd-sysusers accepts.
 MAX_SERVICE_NAME = 31 - len("causeway-tls-svc-")
@@ -246,6 +248,52 @@ _JUDGED = {
     ),
 }
 
+# TLS, but for a receiver on the controller itself; no user information, which would be a secret in plain text.
+_WEBHOOK_URL = r"^(?:https://[A-Za-z0-9.-]+|http://(?:localhost|127\.0\.0\.1))(?::[0-9]{1,5})?(?:/[!-?A-~]*)?\Z"
+_HOOK = _map(
+    {
+        "name": _text(r"^[a-z](?:[a-z0-9_-]{0,38}[a-z0-9])?\Z", "lower-case letters, digits, - and _, at most 40"),
+        "stages": {
+            "type": "array",
+            "minItems": 1,
+            "uniqueItems": True,
+            "items": {"enum": list(HOOK_STAGES)},
+            "allowed": f"a list of {', '.join(HOOK_STAGES)}",
+        },
+        "playbook": _FILE_PATH,
+        "webhook": _map(
+            {
+                "url": {
+                    **_text(_WEBHOOK_URL, "an https URL without user name; http only to localhost or 127.0.0.1"),
+                    "maxLength": 1000,
+                },
+                "secret": _text(r"^[A-Za-z_][A-Za-z0-9_]{0,63}\Z", "the name of a secret: letters, digits and _"),
+                "ca_file": _FILE_PATH,
+            },
+            ("url", "secret"),
+        ),
+        "mail": _map(
+            {
+                "to": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": 50,
+                    "uniqueItems": True,
+                    "items": _text(
+                        r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?\Z",
+                        "a mail address",
+                    ),
+                    "allowed": "a list of mail addresses",
+                }
+            },
+            ("to",),
+        ),
+        "timeout": _duration("1s", "1h"),
+        "failure": {"enum": ["stop", "ignore"]},
+    },
+    ("name", "stages"),
+)
+
 SERVICE: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "service file",
@@ -349,6 +397,7 @@ SERVICE: dict[str, Any] = {
                     "health_timeout": _duration("1s", "1h"),
                     "verify": _map({"path": _PATH, "requests": _whole(1, 10_000)}),
                     **_JUDGED,
+                    "hooks": {"type": "array", "maxItems": 20, "items": _HOOK},
                 }
             ),
             "slo": _map(

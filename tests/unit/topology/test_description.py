@@ -51,7 +51,8 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
     orders = files.read().variables["causeway_services"]["orders"]
     placed = orders["instances"].pop("placed")
     # tests/unit/topology/test_release.py
-    judged = {key: orders["release"][key] for key in ("canary", "blue_green", "rollback_window", "rolling", "analysis")}
+    keys = ("canary", "blue_green", "rollback_window", "rolling", "analysis", "hooks")
+    judged = {key: orders["release"][key] for key in keys}
     assert orders == {
         "name": "orders",
         "version": "1.0.0",

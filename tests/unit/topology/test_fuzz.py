@@ -37,6 +37,10 @@ JUNK = [
     {"": None},
     {"x": [1]},
 ]
+HOOKS = [
+    {"name": "a", "stages": ["test"], "webhook": {"url": "https://x.test/", "secret": "s"}},
+    {"name": "b", "stages": ["pre", "verdict"], "mail": {"to": ["a@x.test"]}, "timeout": "9s", "failure": "stop"},
+]
 
 
 def spots(value, path=()):
@@ -55,7 +59,7 @@ def test_junk_anywhere(files, seed):
     scores = {"method": "kayenta", "groups": {"errors": 100}, "thresholds": {"pass": 90}}
     metrics = [{"name": "errors", "kind": "errors", "effect": {"allowed_increase": 2}, "group": "errors"}]
     analysis = {**scores, "metrics": metrics}
-    files.set("orders", "release", {"batch": 1, "verify": {"path": "/orders/1"}, "analysis": analysis})
+    files.set("orders", "release", {"batch": 1, "verify": {"path": "/orders/1"}, "analysis": analysis, "hooks": HOOKS})
     files.set("orders", "routes/0/retries", {"attempts": 1, "backoff": {"base": "10ms"}})
     files.set("platform", "lab", {"name": "x", "network": "10.0.0.0/16", "packages": ["curl"]})
     files.set("platform", "vars", {"x": 1})

@@ -53,6 +53,7 @@ DEFAULTS = {
         "thresholds": {"pass": 95.0, "marginal": 75.0},
         "metrics": [METRIC, LATENCY],
     },
+    "hooks": [],
 }
 QUERY = 'sum(rate(orders_total{service="$service", pool="${pool}", code!~"5..$"}[$window]))'
 

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs migrations of one database: dbmate applies and undoes files, psql asks and cleans up, squawk lints.
 
-What is applied stands in the database itself, one table of dbmate's for each phase: ``causeway.migrations_expand`` and
-so on. ``causeway.migrations_run`` has a row for a phase from the beginning of a run until its end, so that the run after a
+What is applied stands in the database itself, one table of dbmate's for each phase, ``causeway.migrations_<phase>``.
+``causeway.migrations_run`` has a row for a phase from the beginning of a run until its end, so that the run after a
 killed one knows where that one began and which file outside of a transaction it had in its hands.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import random
@@ -372,7 +373,7 @@ class Runner:
             if file is None:
                 raise MigrationError(f"{phase}: version {last} is applied, but its file is not there to undo it")
             with self.staged(phase, last) as folder:
-                self.retried(f"{file.place}: undo", lambda folder=folder: self.dbmate(phase, folder, "rollback"))
+                self.retried(f"{file.place}: undo", functools.partial(self.dbmate, phase, folder, "rollback"))
             self.outcome.undone.append(file.file)
         self.forget(phase)
 
@@ -389,16 +390,14 @@ class Runner:
 
     # --- verbs ---
 
-    def apply(
-        self, phase: str, *, check: bool, keep: bool = True, exclude: Sequence[str] = (), seconds: float = 0
-    ) -> Outcome:
+    def apply(self, phase: str, *, check: bool, keep: bool = True, exclude: Sequence[str] = ()) -> Outcome:
         """Apply what is pending in a phase.
 
         An expand that fails is undone as a whole, back to where it began, also by a run that was killed in between.
         The other phases keep what they finished and go on with the next run. ``keep`` false leaves an expand open, so
-        that :meth:`undo` takes it back. After ``seconds`` (0: never) no further file begins.
+        that :meth:`undo` takes it back.
         """
-        begun, state = time.monotonic(), self.state()
+        state = self.state()
         todo = self.plan(phase, state)
         self.lint(todo, state.server, exclude)
         self.outcome.pending = [one.file for one in todo]
@@ -413,8 +412,6 @@ class Runner:
         broken = state.runs.get(phase, {}).get("attempting", "")
         try:
             for one in todo:
-                if seconds and time.monotonic() - begun > seconds:
-                    return self.outcome
                 self.apply_one(one, broken)
                 self.outcome.pending.remove(one.file)
         except MigrationError as error:

@@ -67,7 +67,8 @@ def code_of(sql: str) -> str:
 
 def check_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
     """What is wrong with the files of one phase: ``(file, what, allowed)``."""
-    problems, seen = [], {}
+    problems: list[tuple[str, str, str]] = []
+    seen: dict[str, str] = {}
     for name in sorted(names):
         match = FILE.match(name)
         if not match:

@@ -109,10 +109,6 @@ options:
         takes it back; applying it again with V(true) makes it final.
     type: bool
     default: true
-  seconds:
-    description: Seconds after which no further file begins; 0 for no limit. RV(pending) then tells what is left.
-    type: float
-    default: 0.0
   lint_exclude:
     description: Rules of C(squawk) that do not count.
     type: list
@@ -259,7 +255,6 @@ ARGUMENTS: dict[str, Any] = {
     "backoff_max": {"type": "float", "default": 30.0},
     "batch_pause": {"type": "float", "default": 0.1},
     "keep": {"type": "bool", "default": True},
-    "seconds": {"type": "float", "default": 0.0},
     "lint_exclude": {"type": "list", "elements": "str", "default": []},
     "dbmate": {"type": "str", "default": "/usr/local/bin/dbmate"},
     "squawk": {"type": "str", "default": "/usr/local/bin/squawk"},
@@ -316,7 +311,6 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             check=check_mode,
             keep=params["keep"] or phase != "expand",
             exclude=params["lint_exclude"],
-            seconds=params["seconds"],
         )
         result["changed"] = bool(outcome.pending) and check_mode
     result["changed"] = result["changed"] or bool(outcome.applied or outcome.undone or outcome.closed)

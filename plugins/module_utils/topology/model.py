@@ -279,6 +279,35 @@ def _hook(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _migrations(data: dict[str, Any] | None, folder: Path, name: str) -> dict[str, Any]:
+    """Migrations of the service's database; empty for none."""
+    if data is None:
+        return {}
+    database, backoff = data.get("database") or {}, data.get("backoff") or {}
+    base = _seconds(backoff, "base", 0.5)
+    return {
+        "directory": str((folder / (data.get("directory") or f"migrations/{name}")).resolve()),
+        "database": {
+            "host": database.get("host", ""),
+            "port": database.get("port", 5432),
+            "name": database.get("name", ""),
+            "user": database.get("user", ""),
+            "sslmode": database.get("sslmode", "verify-full"),
+            "ca": database.get("ca", ""),
+            "cert": database.get("cert", ""),
+            "key": database.get("key", ""),
+        },
+        "secret": data.get("secret", ""),
+        "lock_timeout": _seconds(data, "lock_timeout", 2.0),
+        "statement_timeout": _seconds(data, "statement_timeout", 60.0),
+        "retries": data.get("retries", 5),
+        "backoff": {"base": base, "max": _seconds(backoff, "max", max(30.0, base))},
+        "batch_pause": _seconds(data, "batch_pause", 0.1),
+        "run_on": data.get("run_on", ""),
+        "lint": {"exclude": sorted(rule for rule in (data.get("lint") or {}).get("exclude") or [] if rule)},
+    }
+
+
 def service_index(mesh_port: int | None) -> int:
     """The number of a service, from its port: unlike a rank it does not change when other services come and go."""
     return ((mesh_port or MESH_PORTS[0]) - MESH_PORTS[0]) // SLOTS
@@ -353,6 +382,7 @@ def build_service(document: Document, folder: Path) -> Service:
             **_judged(release),
             "hooks": [_hook(hook or {}, folder) for hook in release.get("hooks") or []],
         },
+        "migrations": _migrations(data.get("migrations"), folder, name),
         "slo": {
             "availability": float(slo.get("availability", 99.9)),
             "latency_p99": _seconds(slo, "latency_p99", 0.25),

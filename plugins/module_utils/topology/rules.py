@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.causeway.platform.plugins.module_utils import migrations
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
 from ansible_collections.causeway.platform.plugins.module_utils.topology.model import Host, Service, Topology
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import choices, nearest, show, suggest
@@ -280,6 +281,7 @@ def check_service(topology: Topology, service: Service) -> None:
     _check_verify(service)
     _check_release(service)
     _check_hooks(service)
+    _check_migrations(topology, service)
 
 
 def _refused(service: Service, *path: Any) -> bool:
@@ -463,6 +465,34 @@ def _check_scores(service: Service, data: dict[str, Any]) -> None:
     if service.spec["release"]["blue_green"]["bake"] < least:
         bake = service.spec["release"]["blue_green"]["bake"]
         report(("release", "blue_green", "bake"), "too short for its method", f"{bake:g}s", may)
+
+
+def _check_migrations(topology: Topology, service: Service) -> None:
+    """The files' names, and where they run; what they say is checked when they do."""
+    spec, report, path = service.spec["migrations"], service.document.report, ("migrations",)
+    if not spec or _refused(service, "migrations"):
+        return
+    folder = Path(spec["directory"])
+    if not folder.is_dir():
+        report((*path, "directory"), "no such directory", show(spec["directory"]), "a directory with the migrations")
+    elif not any((folder / phase).is_dir() for phase in migrations.PHASES):
+        report((*path, "directory"), "none of its phases is there", None, choices(migrations.PHASES))
+    else:
+        for entry in sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")):
+            if entry.name not in migrations.PHASES:
+                report((*path, "directory"), "unknown phase", show(entry.name), choices(migrations.PHASES))
+                continue
+            names = [item.name for item in entry.iterdir() if item.is_file() and not item.name.startswith(".")]
+            for name, what, may in migrations.check_names(names):
+                report((*path, "directory"), what, show(f"{entry.name}/{name}"), may)
+    database, hosts = spec["database"], [host.name for host in topology.hosts]
+    if bool(database["cert"]) != bool(database["key"]):
+        report((*path, "database"), "one half of a certificate", None, "both cert and key, or neither")
+    if spec["run_on"] and spec["run_on"] not in hosts:
+        text = "unknown host" + suggest(spec["run_on"], hosts)
+        report((*path, "run_on"), text, show(spec["run_on"]), choices(hosts))
+    if spec["backoff"]["base"] > spec["backoff"]["max"]:
+        report((*path, "backoff", "base"), "above backoff.max", f"{spec['backoff']['base']:g}s", "at most backoff.max")
 
 
 def _check_metric(service: Service, where: tuple[Any, ...], metric: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ PLUGIN = "causeway.platform.topology"
 COMPONENTS = ("gateway", "registry", "services", "metrics", "trust")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 STRATEGIES = ("rolling", "blue_green", "canary")
+SSL_MODES = ("disable", "require", "verify-ca", "verify-full")
 METRIC_KINDS = ("errors", "latency", "saturation", "business")
 METHODS_OF_JUDGING = ("sequential", "kayenta")
 HOOK_STAGES = ("pre", "test", "verdict", "promoted", "rolled_back")
@@ -294,6 +295,49 @@ _HOOK = _map(
     ("name", "stages"),
 )
 
+_NUMBERED = r"[A-Za-z_][A-Za-z0-9_$-]{0,62}"
+_HOST_FILE = _text(r"^(?:/[^\x00-\x1f{}]+)?\Z", "an absolute path on the host that runs the migrations")
+_MIGRATIONS = _map(
+    {
+        "directory": _FILE_PATH,
+        "database": _map(
+            {
+                "host": _text(
+                    r"^(?:[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?|/[^\x00-\x1f{}]+)\Z",
+                    "a name, an address, or the directory of a unix socket",
+                ),
+                "port": _PORT,
+                "name": _text(rf"^{_NUMBERED}\Z", "letters, digits, _, $ and -, at most 63"),
+                "user": _text(rf"^{_NUMBERED}\Z", "letters, digits, _, $ and -, at most 63"),
+                "sslmode": {"enum": list(SSL_MODES)},
+                "ca": _HOST_FILE,
+                "cert": _HOST_FILE,
+                "key": _HOST_FILE,
+            },
+            ("host", "name", "user"),
+        ),
+        "secret": _text(
+            r"^(?:[A-Za-z_][A-Za-z0-9_]*)?\Z", "the name of an entry of the secrets file, never a password"
+        ),
+        "lock_timeout": _duration("1ms", "1h"),
+        "statement_timeout": _duration("1ms", "24h"),
+        "retries": _whole(0, 100),
+        "backoff": _map({"base": _duration("1ms", "1m"), "max": _duration("1ms", "1h")}),
+        "batch_pause": _duration("0s", "1h"),
+        "run_on": {**_text(r"^(?:[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?)?\Z", "the name of a host"), "empty": True},
+        "lint": _map(
+            {
+                "exclude": {
+                    "type": "array",
+                    "items": _text(r"^[a-z][a-z0-9-]{1,79}\Z", "the name of a rule of squawk"),
+                    "uniqueItems": True,
+                }
+            }
+        ),
+    },
+    ("database",),
+)
+
 SERVICE: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "service file",
@@ -400,6 +444,7 @@ SERVICE: dict[str, Any] = {
                     "hooks": {"type": "array", "maxItems": 20, "items": _HOOK},
                 }
             ),
+            "migrations": _MIGRATIONS,
             "slo": _map(
                 {
                     "availability": {

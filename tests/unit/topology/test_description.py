@@ -113,6 +113,7 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
             "verify": {"path": "/orders", "requests": 20},
             **judged,
         },
+        "migrations": {},
         "slo": {"availability": 99.9, "latency_p99": 0.25},
     }
     assert placed[0] == {

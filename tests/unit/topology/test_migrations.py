@@ -1,0 +1,66 @@
+"""Migrations in a service's file."""
+
+from __future__ import annotations
+
+import pytest
+
+DATABASE = {"host": "db1.shop.internal", "name": "orders", "user": "orders_owner"}
+NAME = "20261122093000_a.sql"
+
+
+@pytest.fixture
+def described(files):
+    """Writes migrations of orders and reads the description; returns what is wrong, or the service."""
+
+    def read(names=(f"expand/{NAME}",), **change):
+        for name in names:
+            path = files.folder / "services" / "migrations" / "orders" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+        files.set("orders", "migrations", {"database": DATABASE, **change})
+        return files
+
+    return read
+
+
+def test_defaults(described):
+    files = described(lock_timeout="500ms")
+    found = files.read().variables["causeway_services"]["orders"]["migrations"]
+    assert found.pop("directory").endswith("services/migrations/orders")
+    assert found == {
+        "database": {**DATABASE, "port": 5432, "sslmode": "verify-full", "ca": "", "cert": "", "key": ""},
+        "secret": "",
+        "lock_timeout": 0.5,
+        "statement_timeout": 60.0,
+        "retries": 5,
+        "backoff": {"base": 0.5, "max": 30.0},
+        "batch_pause": 0.1,
+        "run_on": "",
+        "lint": {"exclude": []},
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "message"),
+    [
+        ((), {}, "migrations.directory: no such directory"),
+        (("other/x",), {}, "migrations.directory: none of its phases is there (allowed: expand, backfill, contract)"),
+        ((f"expand/{NAME}", "expnd/x"), {}, 'unknown phase (got "expnd"; allowed: expand, backfill, contract)'),
+        (("expand/1_a.sql",), {}, 'a bad name for a migration (got "expand/1_a.sql"; allowed: <14 digits>_<name>.sql'),
+        (("expand/20261122093000_b.sql", f"expand/{NAME}"), {}, f"the same version as {NAME}"),
+        ((f"expand/{NAME}",), {"lock_timeout": "0s"}, "migrations.lock_timeout: not valid"),
+        ((f"expand/{NAME}",), {"statement_timeout": "0s"}, "migrations.statement_timeout: not valid"),
+        ((f"expand/{NAME}",), {"password": "hunter2"}, "migrations.password: unknown key"),
+        ((f"expand/{NAME}",), {"secret": "hunter2!"}, "the name of an entry of the secrets file, never a password"),
+        ((f"expand/{NAME}",), {"database": {"host": "db1", "user": "a"}}, "the key name is missing"),
+        ((f"expand/{NAME}",), {"database": {**DATABASE, "sslmode": "prefer"}}, "sslmode: unknown value"),
+        ((f"expand/{NAME}",), {"database": {**DATABASE, "cert": "/c.pem"}}, "one half of a certificate"),
+        ((f"expand/{NAME}",), {"run_on": "db9"}, "migrations.run_on: unknown host"),
+        ((f"expand/{NAME}",), {"backoff": {"base": "10s", "max": "1s"}}, "backoff.base: above backoff.max"),
+        ((f"expand/{NAME}",), {"lint": {"exclude": ["No Rule"]}}, "lint.exclude[0]: not valid"),
+    ],
+)
+def test_mistakes(described, names, change, message):
+    problems = described(names, **change).problems()
+    assert len(problems) == 1, problems
+    assert message in problems[0]

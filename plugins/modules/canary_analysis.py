@@ -65,7 +65,8 @@ options:
     default: []
   instances:
     description:
-      - Instances of a rolling release as C({host/slot: {until, since}}) with times in epoch seconds. An instance runs
+      - >-
+        Instances of a rolling release as C({host/slot: {until, since}}) with times in epoch seconds. An instance runs
         the old version before C(until) (without it, still) and the new one from C(since) on; what is between counts for
         neither.
       - The two groups are compared by what the instances' own sidecars counted; O(candidate) and O(stable) only name

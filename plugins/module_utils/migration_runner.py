@@ -8,7 +8,7 @@ What is applied stands in the database itself, one table of dbmate's for each ph
 killed one knows where that one began and which file outside of a transaction it had in its hands.
 """
 
-from __future__ import annotations
+from __future__ import functools
 
 import contextlib
 import ctypes
@@ -344,7 +344,7 @@ class Runner:
         """Apply one file and have dbmate note it; ``broken`` is the file that a killed run had in its hands."""
         mend = None
         if not one.transaction:
-            mend = lambda: self.clean(one)  # noqa: E731
+            mend = functools.partial(self.clean, one)
             if broken == one.version:
                 mend()
             self.note(one.phase, one.version)

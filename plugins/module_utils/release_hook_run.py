@@ -264,7 +264,8 @@ def _last(output: bytes) -> str:
 
 def _follow(process: subprocess.Popen[bytes], deadline: float) -> bytes:
     """The end of what a process prints, until it exits or the deadline. A child of it may keep its output open."""
-    assert process.stdout is not None
+    if process.stdout is None:  # started without a pipe
+        return b""
     output = b""
     os.set_blocking(process.stdout.fileno(), False)
     with process.stdout as stream, selectors.DefaultSelector() as selector:

@@ -412,8 +412,8 @@ class Http2Connection(asyncio.Protocol):
         for number in list(self.streams):
             self.end(number, error)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self.fail(error or ConnectionResetError("the connection was closed"))
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail(exc or ConnectionResetError("the connection was closed"))
 
     async def send(self, request: Request, authority: str) -> Answer:
         url = URL(request.url, encoded=True)

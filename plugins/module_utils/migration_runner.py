@@ -8,7 +8,7 @@ What is applied stands in the database itself, one table of dbmate's for each ph
 killed one knows where that one began and which file outside of a transaction it had in its hands.
 """
 
-from __future__ import functools
+from __future__ import annotations
 
 import contextlib
 import ctypes

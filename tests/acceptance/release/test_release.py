@@ -96,7 +96,7 @@ def test_a_version_that_fails_now_and_then_goes_back_by_itself(
     """Its instances are healthy and pass their tests: only the judge sees that one request in twenty fails."""
     before = versions("catalog")
     with traffic(100) as load:
-        done = playbook("release_rolling", release_service="catalog", release_version="1.4.0-flaky", release_judge=True)
+        done = playbook("release_rolling", release_service="catalog", release_version="1.4.0-errors5", release_judge=True)
     assert done.returncode != 0
     assert "rolled back" in done.stdout
     print(f"{load.summary['failed']} of {load.summary['sent']} requests met an error")

@@ -163,3 +163,15 @@ def test_requests_per_service_and_version_can_be_queried(inventory: dict[str, An
     assert {"node", "agent", "envoy", "etcd"} <= jobs
     versions = {(one["metric"]["service"], one["metric"]["version"]) for one in query("causeway_instance_info")}
     assert {service for service, _version in versions} == set(inventory["causeway_services"])
+
+
+def test_without_a_version_before_there_is_no_way_back(
+    known: Callable[[str], dict[str, Any]], playbook: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Nothing was released yet on a lab that was just brought up."""
+    before = known("orders")
+    done = playbook("release_rollback", release_service="orders")
+    assert done.returncode != 0
+    assert "there is no version before to go back to" in " ".join(done.stdout.split())
+    after = known("orders")
+    assert (after["release"], after["instances"], after["lock"]) == (before["release"], before["instances"], {})

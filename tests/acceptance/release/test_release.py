@@ -25,20 +25,6 @@ def versions(registry: Registry) -> Callable[[str], set[str]]:
     return read
 
 
-def test_without_a_version_before_there_is_no_way_back(
-    known: Callable[[str], dict[str, Any]], playbook: Playbook
-) -> None:
-    """First of all tests, while nothing was released yet."""
-    before = known("orders")
-    if before["release"].get("previous"):
-        pytest.skip("this lab has released orders before")
-    done = playbook("release_rollback", release_service="orders")
-    assert done.returncode != 0
-    assert "there is no version before to go back to" in " ".join(done.stdout.split())
-    after = known("orders")
-    assert (after["release"], after["instances"], after["lock"]) == (before["release"], before["instances"], {})
-
-
 def test_a_rolling_release_loses_no_request(
     playbook: Playbook, versions: Callable[[str], set[str]], traffic: Callable[..., Any]
 ) -> None:
@@ -96,7 +82,9 @@ def test_a_version_that_fails_now_and_then_goes_back_by_itself(
     """Its instances are healthy and pass their tests: only the judge sees that one request in twenty fails."""
     before = versions("catalog")
     with traffic(100) as load:
-        done = playbook("release_rolling", release_service="catalog", release_version="1.4.0-errors5", release_judge=True)
+        done = playbook(
+            "release_rolling", release_service="catalog", release_version="1.4.0-errors5", release_judge=True
+        )
     assert done.returncode != 0
     assert "rolled back" in done.stdout
     print(f"{load.summary['failed']} of {load.summary['sent']} requests met an error")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the steps behind the make targets one after another, tells how far they are, and counts what they proved.
+"""Runs the steps behind the make targets, tells how far they are, and counts what they proved.
 
     run.py demo                 the whole demonstration
     run.py test                 every check; run.py lint, unit, sanity, importer, molecule run a part
@@ -47,6 +47,8 @@ class Step:
     seconds: int = 600
     count: Callable[[str, int], Count] = lambda _log, code: (int(code == 0), int(code != 0))
     show: str = ""  # a file that the step leaves for people to read
+    beside: bool = False  # goes on while the next steps run, up to one that measures time
+    alone: bool = False  # measures time: nothing else may run
 
 
 def junit(*patterns: str, skips_fail: bool = False) -> Callable[[str, int], Count]:
@@ -143,7 +145,8 @@ def lint() -> list[Step]:
 
 def sanity() -> list[Step]:
     """ansible-test on a clean copy."""
-    return [Step("sanity", "ansible-test sanity", ("tools/sanity.sh",), 1500, sanity_counts)]
+    argv = ("nice", "-n", "10", "tools/sanity.sh")
+    return [Step("sanity", "ansible-test sanity", argv, 1500, sanity_counts, beside=True)]
 
 
 def unit() -> list[Step]:
@@ -182,8 +185,20 @@ def molecule(scenario: str = "") -> list[Step]:
             tool("molecule", "test", *which),
             3200,
             molecule_counts,
+            alone=True,
         ),
     ]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step that was started; without a process there is no such command."""
+
+    step: Step
+    log: Path
+    label: str
+    process: subprocess.Popen[bytes] | None
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -246,54 +261,70 @@ class Runner:
                 text = f"{label} ... {now - begun:4.0f} s  {doing}"
                 print(f"\r\033[K{text[:110]}" if terminal else text, end="" if terminal else "\n", flush=True)
 
+    def start(self, step: Step, log: Path) -> subprocess.Popen[bytes] | None:
+        """Start a step; `None` when there is no such command, which the log then says."""
+        with log.open("wb") as output:
+            try:
+                return subprocess.Popen(
+                    step.argv,
+                    cwd=ROOT,
+                    env=self.environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                output.write(f"{step.argv[0]}: {error.strerror}\n".encode())
+                return None
+
+    def finish(self, begun: Begun) -> bool:
+        """Wait for a step and tell how it ended; returns whether it succeeded."""
+        step, log, label = begun.step, begun.log, begun.label
+        code = 127 if begun.process is None else self.wait(step, begun.process, log, label)
+        passed, failed = step.count(log.read_text(errors="replace"), code)
+        self.passed += passed
+        self.failed += failed
+        seconds = time.monotonic() - begun.at
+        word = "ok" if failed == 0 else "FAILED"
+        counted = f", {passed} passed" + (f", {failed} failed" if failed else "") if passed + failed > 1 else ""
+        print(("\r\033[K" if sys.stdout.isatty() else "") + f"{label}: {word}, {seconds:.0f} s{counted}", flush=True)
+        if failed:
+            self.failures.append(step.title)
+            print(indent(last_lines(log, TAIL)) + f"\n    full output: {log.relative_to(ROOT)}", flush=True)
+        if step.show and (ROOT / step.show).exists():
+            print("\n" + (ROOT / step.show).read_text().rstrip() + "\n", flush=True)
+        return failed == 0
+
     def run(self, steps: list[Step], keep_going: bool) -> bool:
         """Run the steps in order; returns whether all succeeded. Without ``keep_going`` the first failure ends it."""
         LOGS.mkdir(parents=True, exist_ok=True)
         RESULTS.mkdir(parents=True, exist_ok=True)
         ok = True
-        for number, step in enumerate(steps, start=1):
-            label = f"[{number:2}/{len(steps)}] {step.title}"
-            log = LOGS / f"{step.name}.log"
-            begun = time.monotonic()
-            if sys.stdout.isatty():
-                print(label, end="", flush=True)
-            with log.open("wb") as output:
-                try:
-                    process = subprocess.Popen(
-                        step.argv,
-                        cwd=ROOT,
-                        env=self.environment(),
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                except OSError as error:
-                    output.write(f"{step.argv[0]}: {error.strerror}\n".encode())
-                    code = 127
-                else:
-                    try:
-                        code = self.wait(step, process, log, label)
-                    except BaseException:  # also Ctrl-C and SIGTERM: nothing may stay behind
-                        self.stop(process)
-                        raise
-            passed, failed = step.count(log.read_text(errors="replace"), code)
-            self.passed += passed
-            self.failed += failed
-            seconds = time.monotonic() - begun
-            word = "ok" if failed == 0 else "FAILED"
-            counted = f", {passed} passed" + (f", {failed} failed" if failed else "") if passed + failed > 1 else ""
-            print(
-                ("\r\033[K" if sys.stdout.isatty() else "") + f"{label}: {word}, {seconds:.0f} s{counted}", flush=True
-            )
-            if failed:
-                ok = False
-                self.failures.append(step.title)
-                print(indent(last_lines(log, TAIL)) + f"\n    full output: {log.relative_to(ROOT)}", flush=True)
-                if not keep_going:
+        running: list[Begun] = []
+        try:
+            for number, step in enumerate(steps, start=1):
+                while step.alone and running:
+                    ok = self.finish(running[0]) and ok
+                    running.pop(0)
+                log = LOGS / f"{step.name}.log"
+                begun = Begun(step, log, f"[{number:2}/{len(steps)}] {step.title}", self.start(step, log))
+                running.append(begun)
+                if step.beside:
+                    continue
+                if sys.stdout.isatty():
+                    print(begun.label, end="", flush=True)
+                ok = self.finish(begun) and ok
+                running.remove(begun)
+                if not ok and not keep_going:
                     return False
-            if step.show and (ROOT / step.show).exists():
-                print("\n" + (ROOT / step.show).read_text().rstrip() + "\n", flush=True)
+            while running:
+                ok = self.finish(running[0]) and ok
+                running.pop(0)
+        finally:  # also after Ctrl-C and SIGTERM: nothing may stay behind
+            for begun in running:
+                if begun.process:
+                    self.stop(begun.process)
         return ok
 
     @property
@@ -328,8 +359,8 @@ def interrupted(_signal: int, _frame: object) -> None:
 def main() -> int:
     """Run what the command line asks for."""
     parts: dict[str, Callable[[], list[Step]]] = {
-        "lint": lint,
         "sanity": sanity,
+        "lint": lint,
         "unit": unit,
         "importer": importer,
         "molecule": molecule,

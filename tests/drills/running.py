@@ -164,14 +164,14 @@ class Platform:
             check=False,
         )
 
-    def module(self, name: str, on: str = "localhost", **options: Any) -> dict[str, Any]:
+    def module(self, name: str, /, on: str = "localhost", **options: Any) -> dict[str, Any]:
         """Runs a module of the collection and returns its result; `failed` says whether it refused."""
         done = self.ansible("-m", f"causeway.platform.{name}", "-a", json.dumps(options), on=on)
         head, _arrow, body = done.stdout.partition("=>")
         assert body, f"{done.stdout}\n{done.stderr}"
         return {**json.loads(body), "failed": "FAILED" in head}
 
-    def registry(self, module: str, on: str = "", **options: Any) -> dict[str, Any]:
+    def registry(self, module: str, /, on: str = "", **options: Any) -> dict[str, Any]:
         """Runs a registry module on a registry host: registry("registry_info", service="orders")."""
         access = {
             "platform": self.inventory["causeway_platform"],

@@ -32,6 +32,7 @@ RESULTS = CACHE / "results"
 VENV = ROOT / ".venv"
 HEARTBEAT = 30.0  # seconds between signs of life where the output is no terminal
 TAIL = 40  # lines shown of a failed step
+SAID = 500  # characters shown of what a failed test said
 TERMINATE = 60.0  # seconds that a stopped step may take to clean up
 
 Count = tuple[int, int]  # passed, failed
@@ -46,12 +47,13 @@ class Step:
     argv: tuple[str, ...]
     seconds: int = 600
     count: Callable[[str, int], Count] = lambda _log, code: (int(code == 0), int(code != 0))
+    reports: str = ""  # JUnit reports that it writes: gone before it begins, and read for the names of failed cases
     show: str = ""  # a file that the step leaves for people to read
     beside: bool = False  # goes on while the next steps run, up to one that measures time
     alone: bool = False  # measures time: nothing else may run
 
 
-def junit(*patterns: str, skips_fail: bool = False) -> Callable[[str, int], Count]:
+def junit(pattern: str, skips_fail: bool = False) -> Callable[[str, int], Count]:
     """Count the cases in JUnit reports; a step that failed without a failed case counts as one failure.
 
     With ``skips_fail`` a skipped case counts as failed: everything that the tests need is installed before.
@@ -59,7 +61,7 @@ def junit(*patterns: str, skips_fail: bool = False) -> Callable[[str, int], Coun
 
     def count(_log: str, code: int) -> Count:
         passed = failed = 0
-        for path in sorted(path for pattern in patterns for path in RESULTS.glob(pattern)):
+        for path in sorted(RESULTS.glob(pattern)):
             for suite in ElementTree.parse(path).getroot().iter("testsuite"):
                 bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
                 skipped = int(suite.get("skipped", 0))
@@ -68,6 +70,18 @@ def junit(*patterns: str, skips_fail: bool = False) -> Callable[[str, int], Coun
         return passed, failed or int(code != 0)
 
     return count
+
+
+def failed_cases(pattern: str) -> list[str]:
+    """Each failed case of JUnit reports in one line: where, and the beginning and end of what it said."""
+    found = []
+    for path in sorted(RESULTS.glob(pattern)):
+        for case in ElementTree.parse(path).getroot().iter("testcase"):
+            for one in (*case.findall("failure"), *case.findall("error")):
+                said = " ".join((one.get("message") or one.text or "").split())
+                short = said if len(said) <= SAID else f"{said[: SAID // 3]} ... {said[-SAID * 2 // 3 :]}"
+                found.append(f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}: {short}")
+    return found
 
 
 def sanity_counts(log: str, code: int) -> Count:
@@ -159,6 +173,7 @@ def unit() -> list[Step]:
             tool("pytest", report, "-rs", "-p", "no:cacheprovider"),
             900,
             junit("unit.xml", skips_fail=True),
+            reports="unit.xml",
         )
     ]
 
@@ -185,6 +200,7 @@ def molecule(scenario: str = "") -> list[Step]:
             tool("molecule", "test", *which),
             3200,
             molecule_counts,
+            reports="acceptance-*.xml",
             alone=True,
         ),
     ]
@@ -209,6 +225,7 @@ class Runner:
     passed: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
+    cases: list[str] = field(default_factory=list)  # failed ones, a line each
 
     def environment(self) -> dict[str, str]:
         """The environment of all steps: the checkout's tools first, no colours, no questions."""
@@ -291,6 +308,7 @@ class Runner:
         print(("\r\033[K" if sys.stdout.isatty() else "") + f"{label}: {word}, {seconds:.0f} s{counted}", flush=True)
         if failed:
             self.failures.append(step.title)
+            self.cases += failed_cases(step.reports) if step.reports else []
             print(indent(last_lines(log, TAIL)) + f"\n    full output: {log.relative_to(ROOT)}", flush=True)
         if step.show and (ROOT / step.show).exists():
             print("\n" + (ROOT / step.show).read_text().rstrip() + "\n", flush=True)
@@ -307,6 +325,8 @@ class Runner:
                 while step.alone and running:
                     ok = self.finish(running[0]) and ok
                     running.pop(0)
+                for report in RESULTS.glob(step.reports) if step.reports else ():
+                    report.unlink()
                 log = LOGS / f"{step.name}.log"
                 begun = Begun(step, log, f"[{number:2}/{len(steps)}] {step.title}", self.start(step, log))
                 running.append(begun)
@@ -387,6 +407,8 @@ def main() -> int:
         return 130
     if runner.failures:
         print("failed: " + "; ".join(runner.failures))
+        for case in runner.cases:
+            print(f"  {case}")
     print(f"took {runner.total}")
     print(f"{runner.passed} passed, {runner.failed} failed", flush=True)
     return 1 if runner.failed else 0

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,12 @@ ENDED = ("settled", "rolled back", "aborted")
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **more}
+
+
+def why(output: str) -> str:
+    """What a playbook that failed says about it: its last two failures, or the end of its output."""
+    blocks = re.findall(r"^(?:fatal|failed): .*?(?=\n\s*\n|\nTASK|\nPLAY|\Z)", output, re.MULTILINE | re.DOTALL)
+    return "\n".join(" ".join(block.split())[:900] for block in blocks[-2:]) or output[-1500:]
 
 
 def descendants(pid: int) -> list[int]:
@@ -57,7 +64,7 @@ class Controller:
         """Until the output has these words so many times; raises AssertionError when the playbook ends before."""
         deadline = time.monotonic() + timeout
         while self.log.read_text(errors="replace").count(words) < times:
-            assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+            assert self.process.poll() is None, why(self.log.read_text(errors="replace"))
             assert time.monotonic() < deadline, f"{words!r} did not come within {timeout:g} s"
             time.sleep(0.05)
 

@@ -20,6 +20,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.statistics.quant
     Histogram,
     compare_quantile,
     histogram,
+    quantile_estimate,
 )
 
 from .client import AnalysisError, Prometheus, Unseen
@@ -34,6 +35,11 @@ KINDS = ("errors", "latency", "saturation", "business")
 METHODS = ("sequential", "kayenta")
 MIN_PAIRS = 3
 SKEW = 1.0  # seconds that are the network's, not the clocks'
+HISTORY = 3600.0  # seconds before the switch that tell how much stable moves by itself
+SPAN = 300.0  # seconds that one look at this history is long at most
+MIN_SPANS = 3
+ANYTHING = 1e6  # a margin that nothing exceeds
+UNSEEN = "; too little was seen before the switch to judge by"
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class View:
     together: Part
     before: Part
     current: list[Step]
+    history: list[Step] = field(default_factory=list)  # of the last hour before the switch
 
     @property
     def switched(self) -> bool:
@@ -162,11 +169,13 @@ def view(
     start, weight = phases[-1]
     current = [s for s in inside if s.start >= start - 0.5]
     together, before = Part(), Part()
+    history: list[Step] = []
     shared = [s for s in inside if weight < 100 or s.end <= start]
     if phases[0][1] < 100:
         together.stable = together.candidate = shared
         together.pairs = [([s], [s]) for s in shared]
     if weight >= 100:
+        history = [s for s in all_steps if start - HISTORY <= s.start and s.end <= start]
         # Nobody is left to compare with at the same time: pair the time since the switch with its mirror image.
         width, number = 2 * request.scrape_interval, 0
         while start + (number + 1) * width <= until + 0.5:
@@ -177,7 +186,7 @@ def view(
             before.stable += mirror
             before.pairs.append((mirror, after))
             number += 1
-    return View(until, since, phases, together, before, current)
+    return View(until, since, phases, together, before, current, history)
 
 
 def group_view(
@@ -224,6 +233,45 @@ def _thinned(request: Request, seen: View, part: Part) -> tuple[Histogram, Histo
 def _at(one: Tally, bound: float) -> float:
     """Requests at most `bound`; a bucket that did not grow is not in the tally, it is as large as the one below it."""
     return max((n for b, n in one.buckets.items() if b <= bound), default=0.0)
+
+
+def quantile_of(some: Sequence[Step], pool: str, quantile: float) -> float | None:
+    """A quantile (seconds) of what a pool answered in these steps; None without any."""
+    buckets = tally(some, pool).buckets
+    if not buckets.get(math.inf):
+        return None
+    bounds, counts, top = sorted(buckets), [], 0.0
+    for bound in bounds:
+        # Buckets of several proxies may be torn by a scrape that one of them missed.
+        top = max(top, buckets[bound])
+        counts.append(top)
+    return quantile_estimate(histogram(bounds, counts), quantile)
+
+
+def slowest_before(request: Request, seen: View, quantile: float) -> float | None:
+    """The highest quantile (seconds) that stable had in any span of the last hour before the switch, each as long as
+    the time since the switch; None when too few spans had traffic to say how much stable moves by itself.
+    """
+    start = seen.phases[-1][0]
+    width = min(max(seen.now - start, 2 * request.scrape_interval), SPAN)
+    spans: dict[int, list[Step]] = {}
+    for step in seen.history:
+        spans.setdefault(int((start - step.end) // width), []).append(step)
+    found = [quantile_of(some, request.stable, quantile) for some in spans.values()]
+    known = [one for one in found if one is not None]
+    return max(known) if len(known) >= MIN_SPANS else None
+
+
+def worst_before(history: Mapping[int, float], length: int, worse: str) -> float | None:
+    """The worst mean of `length` successive values of a query up to number 0; None with fewer than three means."""
+    means = []
+    for last in range(0, min(history, default=0) - 1, -length):
+        some = [history[k] for k in range(last - length + 1, last + 1) if k in history]
+        if len(some) == length:
+            means.append(math.fsum(some) / length)
+    if len(means) < MIN_SPANS:
+        return None
+    return max(means) if worse == "higher" else min(means)
 
 
 def _result(metric: Metric, verdict: str, reason: str, unit: str, counts: tuple[float, float]) -> dict[str, Any]:
@@ -339,11 +387,24 @@ def judge_errors(request: Request, metric: Metric, level: float, seen: View) -> 
 
 def judge_latency(request: Request, metric: Metric, level: float, seen: View) -> dict[str, Any]:
     """A quantile of the latency of answered requests."""
-    found = []
+    found, beside = [], ""
     for part in _parts(seen):
         both = _thinned(request, seen, part)
-        if both:
-            found.append(compare_quantile(*both, metric.quantile, level, metric.margin))
+        if not both:
+            continue
+        margin = metric.margin
+        if part is seen.before:
+            # What else moves the latency is not known: only what is worse than stable's worst hour counts.
+            mine_before, worst = (
+                quantile_estimate(both[0], metric.quantile),
+                slowest_before(request, seen, metric.quantile),
+            )
+            if worst is None or not mine_before:
+                margin, beside = ANYTHING, UNSEEN
+            else:
+                margin = (1 + metric.margin) * max(1.0, worst / mine_before) - 1
+                beside = f"; stable at its slowest within the hour before: {worst:.4g} s"
+        found.append(compare_quantile(*both, metric.quantile, level, margin))
     a, b = _requests(request, seen)
     mine, theirs = a.buckets.get(math.inf, 0.0), b.buckets.get(math.inf, 0.0)
     last = found[-1] if found else None
@@ -355,6 +416,7 @@ def judge_latency(request: Request, metric: Metric, level: float, seen: View) ->
         )
         if metric.limit is not None and theirs >= request.min_requests and last.candidate > metric.limit:
             over = f"{name} is over the limit of {metric.limit:g} s"
+    facts += beside
     lacking = _lacking(request, seen, mine, theirs)
     verdict, reason, evidence = _decide(level, found, len(_parts(seen)), enough=lacking, over=over, facts=facts)
     return _fill(_result(metric, verdict, reason, "seconds", (mine, theirs)), verdict, reason, evidence, last)
@@ -370,12 +432,23 @@ def expand(query: str, service: str, pool: str, window: float) -> str:
 Ask: TypeAlias = "Callable[[str, float, float, float], Mapping[float, float]]"  # in quotes for Python 3.8
 
 
+def _margin_beyond(metric: Metric, base: float, worst: float | None) -> float:
+    """The margin relative to `base` (stable's mean) that lies `metric.margin` beyond stable's worst."""
+    if metric.worse == "higher":
+        if worst is None:
+            return ANYTHING
+        return (1 + metric.margin) * max(1.0, worst / base) - 1 if base > 0 else metric.margin
+    if worst is None:
+        return 1.0
+    return 1 - (1 - metric.margin) * min(1.0, max(worst, 0.0) / base) if base > 0 else metric.margin
+
+
 def judge_query(request: Request, metric: Metric, level: float, seen: View, ask: Ask) -> dict[str, Any]:
     """A user's PromQL, one pair of values per interval."""
     tick = max(request.interval, 2 * request.scrape_interval)
     start, weight = seen.phases[-1]
     values: dict[str, dict[float, float]] = {}
-    low = min(seen.since, 2 * start - seen.now) if weight >= 100 else seen.since
+    low = min(seen.since, 2 * start - seen.now, start - HISTORY) if weight >= 100 else seen.since
     # The grid hangs on the last switch or on the beginning, so that a later look sees the same points again.
     anchor = start if weight >= 100 else seen.since
     first = anchor - math.floor((anchor - low) / tick) * tick
@@ -390,7 +463,19 @@ def judge_query(request: Request, metric: Metric, level: float, seen: View, ask:
         groups.append([(mine[k], theirs[k]) for k in sorted(mine) if k in theirs and begun + 1 <= k <= last_shared])
     if weight >= 100:
         groups.append([(mine[1 - k], theirs[k]) for k in sorted(theirs) if k >= 1 and 1 - k in mine])
-    parts = [compare_paired(group, level, metric.worse, metric.margin) for group in groups if group]
+    parts, beside = [], ""
+    for group in groups:
+        margin = metric.margin
+        if weight >= 100 and group and group is groups[-1]:
+            base = math.fsum(pair[0] for pair in group) / len(group)
+            length = max(1, min(len(group), round(SPAN / tick)))
+            worst = worst_before({int(k): v for k, v in mine.items() if k <= 0}, length, metric.worse)
+            margin = _margin_beyond(metric, base, worst)
+            beside = UNSEEN
+            if worst is not None:
+                beside = f"; stable at its worst within the hour before: {worst:.4g}"
+        if group:
+            parts.append(compare_paired(group, level, metric.worse, margin))
     pairs = sum(len(group) for group in groups)
     a, b = _requests(request, seen)
     last = parts[-1] if parts else None
@@ -405,6 +490,7 @@ def judge_query(request: Request, metric: Metric, level: float, seen: View, ask:
         )
         if beyond and b.requests >= request.min_requests:
             over = f"beyond the limit of {metric.limit:g}"
+    facts += beside
     lacking = ""
     if pairs < MIN_PAIRS:
         lacking = f"{pairs} intervals with a value for both pools, {MIN_PAIRS} are needed"
@@ -488,7 +574,9 @@ class Judge:
         phases = [(max(at + shift, since), weight) for at, weight in sorted(request.weights) if at + shift <= until]
         phases = phases or [(since, request.weight)]
         groups = bool(request.instances)
-        begin = min(since, 2 * phases[-1][0] - until) if phases[-1][1] >= 100 and not groups else since
+        begin = since
+        if phases[-1][1] >= 100 and not groups:
+            begin = min(since, 2 * phases[-1][0] - until, phases[-1][0] - HISTORY)
         window = f"[{math.ceil(until - begin + 4 * request.scrape_interval + 60)}s]"
         pools = "|".join(dict.fromkeys((request.stable, request.candidate)))
         selector = f'{{service="{request.service}",direction="outbound",pool=~"{pools}"}}{window}'

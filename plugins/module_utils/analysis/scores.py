@@ -11,7 +11,6 @@ from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils.statistics import kayenta
 from ansible_collections.causeway.platform.plugins.module_utils.statistics.common import StatisticsError
-from ansible_collections.causeway.platform.plugins.module_utils.statistics.quantiles import histogram, quantile_estimate
 
 from .client import AnalysisError, Unseen
 from .judge import (
@@ -25,6 +24,7 @@ from .judge import (
     _number,
     _result,
     expand,
+    quantile_of,
 )
 from .samples import Step, tally
 
@@ -72,18 +72,6 @@ def ticks(some: Iterable[Step], start: float, width: float, number: int, *, mirr
 def _ratio(some: Iterable[Step], pool: str) -> float | None:
     one = tally(some, pool)
     return one.errors / one.requests if one.requests else None
-
-
-def _quantile(some: Iterable[Step], pool: str, quantile: float) -> float | None:
-    buckets = tally(some, pool).buckets
-    if not buckets.get(math.inf):
-        return None
-    bounds, counts, top = sorted(buckets), [], 0.0
-    for bound in bounds:
-        # Buckets of several proxies may be torn by a scrape that one of them missed.
-        top = max(top, buckets[bound])
-        counts.append(top)
-    return quantile_estimate(histogram(bounds, counts), quantile)
 
 
 class ScoreJudge(Judge):
@@ -134,7 +122,7 @@ class ScoreJudge(Judge):
             return first, second
         if metric.kind == "latency":
             first, second = (
-                [_quantile(some, pool, metric.quantile) for some in listed] for listed, pool in zip(parts, pools)
+                [quantile_of(some, pool, metric.quantile) for some in listed] for listed, pool in zip(parts, pools)
             )
             return first, second
         result: list[list[float | None]] = []

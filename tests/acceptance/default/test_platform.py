@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import why
 
 Ssh = Callable[..., subprocess.CompletedProcess[str]]
 CURL = "curl -s -S -m 5 -o /dev/null -w '%{http_code}'"
@@ -79,7 +80,7 @@ def test_the_gateway_speaks_modern_tls_only(inventory: dict[str, Any], ca: Path)
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-2000:]
+    assert done.returncode == 0, why(done.stdout)
 
 
 def test_a_sidecar_refuses_plain_text(inventory: dict[str, Any], ssh: Ssh) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ENDED, assert_recorded, assert_settled, live, other
+from running import ENDED, assert_recorded, assert_settled, live, other, why
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,7 +28,7 @@ def test_a_good_version_arrives_without_a_lost_request(
     wanted = other(live(known("orders")))
     with traffic(100) as load:
         done = playbook("release_blue_green", release_service="orders", release_version=wanted, release_window=5)
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, why(done.stdout)
     assert load.summary["failed"] == 0, load.summary["failures"]
     assert_settled(known("orders"), inventory, "orders", wanted)
     assert known("orders")["release"]["release"]["state"] == "settled"
@@ -81,7 +81,7 @@ def test_an_operator_gets_the_old_version_back_and_a_second_one_is_refused(
         controller.wait_for(PROMOTION)
         back = playbook("release_rollback", release_service="orders")
         code, said = controller.wait()
-    assert back.returncode == 0, back.stdout[-3000:]
+    assert back.returncode == 0, why(back.stdout)
     assert second.returncode != 0
     assert f"is held by {lock['owner']}" in " ".join(second.stdout.split())
     assert code != 0
@@ -111,7 +111,7 @@ def test_a_canary_survives_its_controllers(
         paused.wait_for("Check | Note the time")
         assert playbook("release_pause", release_service="catalog").returncode == 0
         code, said = paused.wait()
-        assert code == 0, said[-3000:]
+        assert code == 0, why(said)
         state = known("catalog")
         assert (state["lock"], state["release"]["release"]["state"] in ENDED) == ({}, False)
         assert state["traffic"]["weights"]["candidate"] > 0
@@ -125,7 +125,7 @@ def test_a_canary_survives_its_controllers(
         done = playbook("release_canary", **arguments)
     assert load.summary["failed"] == 0, load.summary["failures"]
     # Killed while it recorded that it is live, it may be live already.
-    assert done.returncode == 0 or "already live" in done.stdout, done.stdout[-4000:]
+    assert done.returncode == 0 or "already live" in done.stdout, why(done.stdout)
     assert_settled(known("catalog"), inventory, "catalog", wanted)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from running import other
+from running import other, why
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Registry = Callable[..., dict[str, Any]]
@@ -32,7 +32,7 @@ def test_a_rolling_release_loses_no_request(
     wanted = other(versions("orders"))
     with traffic() as load:
         done = playbook("release_rolling", release_service="orders", release_version=wanted)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, why(done.stdout)
     assert versions("orders") == {wanted}
     assert load.summary["failed"] == 0, load.summary["failures"]
 
@@ -43,7 +43,7 @@ def test_going_back_loses_no_request(
     wanted = other(versions("orders"))
     with traffic() as load:
         done = playbook("release_rollback", release_service="orders")
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, why(done.stdout)
     assert versions("orders") == {wanted}
     assert load.summary["failed"] == 0, load.summary["failures"]
 
@@ -114,7 +114,7 @@ def test_a_killed_release_is_finished_by_the_next_run(
         assert versions("catalog") == {wanted, other({wanted})}
         time.sleep(32)  # the lock's lease runs out
         done = playbook("release_rolling", **arguments)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, why(done.stdout)
     assert versions("catalog") == {wanted}
     assert load.summary["failed"] == 0, load.summary["failures"]
     known = registry("registry_info", service="catalog", gather=["content"])["services"]["catalog"]
@@ -147,7 +147,7 @@ def test_a_host_that_dies_in_the_middle_ends_the_release(
     assert victim in said[said.rindex("PLAY [Record how it ended") :]
     assert load.summary["failed"] == 0, load.summary["failures"]
     again = playbook("release_rolling", release_service="catalog", release_version=wanted)
-    assert again.returncode == 0, again.stdout[-3000:]
+    assert again.returncode == 0, why(again.stdout)
     assert versions("catalog") == {wanted}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import why
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Ssh = Callable[..., subprocess.CompletedProcess[str]]
@@ -21,7 +22,7 @@ def rotate(playbook: Playbook, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(**variables: str) -> dict[str, Any]:
         report = tmp_path / "report.json"
         done = playbook("certificates_rotate", rotate_report=str(report), **variables)
-        assert done.returncode == 0, done.stdout[-3000:]
+        assert done.returncode == 0, why(done.stdout)
         return json.loads(report.read_text())
 
     return run

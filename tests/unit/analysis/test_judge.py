@@ -41,6 +41,11 @@ WORLDS: dict[str, dict[str, Any]] = {
     "onesided": {"errors": (0.01, 0.01), "share": 0.0},
     "bluegreen": {"errors": (0.01, 0.01), "switch": True},
     "bluebad": {"errors": (0.01, 0.05), "switch": True},
+    "blueslow": {"errors": (0.01, 0.01), "switch": True, "slow": 2.0},
+    "bluepoor": {"errors": (0.01, 0.01), "switch": True, "business": (0.5, 0.4)},
+    # Slower and poorer after the switch, but stable was like that for ten minutes half an hour before, whatever it was.
+    "bluenoise": {"errors": (0.01, 0.01), "switch": True, "slow": 2.0, "business": (0.5, 0.4), "noise": True},
+    "blueyoung": {"errors": (0.01, 0.01), "switch": True, "slow": 2.0, "since": NOW - 1800 - 240},
     "late": {"errors": (0.01, 0.01), "late": True},
     "latebad": {"errors": (0.01, 0.01), "late": True, "errors_after": 0.05},
     "stopped": {"errors": (0.01, 0.01), "until": NOW - 600},
@@ -51,7 +56,7 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
     """OpenMetrics lines by (metric, labels) of one service."""
     lines: dict[tuple[str, str], list[str]] = {}
     totals: dict[tuple[str, str], float] = {}
-    start, end = int(SINCE - 3600 - 120), int(world.get("until", NOW))
+    start, end = int(world.get("since", SINCE - 3600 - 120)), int(world.get("until", NOW))
     for t in range(start, end + 1, SCRAPE):
         share = world.get("share", 0.1) if t > SINCE else 0.0
         if world.get("switch"):
@@ -67,7 +72,8 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
                 else world["errors"][index]
             )
             bad = sum(rng.random() < ratio for _number in range(n))
-            scale = world.get("slow", 1.0) if index else 1.0
+            like = 1 if world.get("noise") and NOW - 4200 <= t < NOW - 3600 else index
+            scale = world.get("slow", 1.0) if like else 1.0
             buckets = Counter(rng.choices(PLACES[scale], k=n))
             proxy = 'instance="10.0.0.1:9102",host="e1",proxy="gateway"'
             base = f'service="{name}",direction="outbound",pool="{pool}",{proxy}'
@@ -82,7 +88,7 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
                 grown["envoy_cluster_upstream_rq_time_bucket", f'{base},le="{bound}"'] = below
             for key, more in grown.items():
                 if more is None:
-                    value = world.get("business", (0.5, 0.5))[index] * rng.gauss(1, 0.05)
+                    value = world.get("business", (0.5, 0.5))[like] * rng.gauss(1, 0.05)
                 else:
                     totals[key] = totals.get(key, 0) + more
                     value = totals[key]
@@ -150,6 +156,10 @@ SWITCHED = {"weights": ((NOW - 1800, 100.0),)}
         ("late", {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0))}, "pass", ""),
         ("latebad", {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0))}, "fail", "errors: worse"),
         ("bluebad", SWITCHED, "fail", "errors: worse"),
+        ("blueslow", SWITCHED, "fail", "latency: worse"),
+        ("bluepoor", SWITCHED, "fail", "value: worse"),
+        ("bluenoise", SWITCHED, "pass", "stable at its slowest within the hour before"),
+        ("blueyoung", SWITCHED, "pass", "too little was seen before the switch"),
         ("stopped", {}, "insufficient_data", "newest sample is 600 s old"),
         ("nobody", {}, "insufficient_data", "no series of service nobody"),
     ],

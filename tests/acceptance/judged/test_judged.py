@@ -26,7 +26,7 @@ def test_a_good_version_arrives_without_a_lost_request(
 ) -> None:
     """Blue-green; the canary is the one whose controller is killed again and again, below."""
     wanted = other(live(known("orders")))
-    with traffic(100) as load:
+    with traffic(60) as load:
         done = playbook("release_blue_green", release_service="orders", release_version=wanted, release_window=5)
     assert done.returncode == 0, why(done.stdout)
     assert load.summary["failed"] == 0, load.summary["failures"]
@@ -43,7 +43,7 @@ def test_a_version_that_fails_now_and_then_goes_back_by_itself(
 ) -> None:
     """Its tests pass and its instances are healthy: only the judge sees that one request in twenty fails."""
     (before,) = live(known("catalog"))
-    with traffic(100) as load:
+    with traffic(60) as load:
         done = playbook(
             "release_canary",
             release_service="catalog",
@@ -70,7 +70,7 @@ def test_an_operator_gets_the_old_version_back_and_a_second_one_is_refused(
     traffic: Callable[..., Any],
 ) -> None:
     (before,) = live(known("orders"))
-    with traffic(100) as load:
+    with traffic(60) as load:
         controller = start_playbook(
             "release_blue_green", release_service="orders", release_version=other({before}), release_window=300
         )
@@ -106,7 +106,7 @@ def test_a_canary_survives_its_controllers(
         "release_window": 0,
     }
 
-    with traffic(100) as load:
+    with traffic(60) as load:
         paused = start_playbook("release_canary", **arguments)
         paused.wait_for("Check | Note the time")
         assert playbook("release_pause", release_service="catalog").returncode == 0

@@ -4,6 +4,7 @@
     releases.py judged       a bad version comes in as a canary over a base: it must go back by itself
     releases.py transitions  the controller is killed at every change of state: the next run finishes or undoes
     releases.py pause        pause, resume, promote and abort of a canary that shifts
+    releases.py blind        nobody sends requests, or Prometheus goes away: nothing is promoted
 
 The lab must be up (make demo) and nobody else may release on it meanwhile. docs/drills.md tells what each one shows.
 """
@@ -11,6 +12,7 @@ The lab must be up (make demo) and nobody else may release on it meanwhile. docs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import random
@@ -395,6 +397,52 @@ def pause(drill: Drill) -> None:
         drill.note(row, claims)
 
 
+# --- blind ------------------------------------------------------------------------------------------------------------
+
+
+def blind(drill: Drill) -> None:
+    """A canary that the judge cannot see: it is held, goes back in the end, and is never promoted."""
+    platform, service = drill.platform, "catalog"
+    watchers = platform.having("metrics")
+    for what in ("no traffic", "prometheus stopped", "prometheus lost its data"):
+        before = drill.only(service)
+        wanted = other({before})
+        # Whoever else calls the service is traffic, too: for the first case only this program would be.
+        with drill.load() if what != "no traffic" else contextlib.nullcontext() as load:
+            controller = drill.start("release_canary", **drill.variables(service, wanted, release_window=0))
+            try:
+                controller.wait_for("Check | Record the verdict")
+                for host in watchers if load else ():
+                    lost = " && rm -rf /var/lib/prometheus/metrics2/*" if "lost" in what else ""
+                    done = platform.ssh(host, f"systemctl stop prometheus{lost}")
+                    assert done.returncode == 0, done.stderr
+                    if lost:
+                        platform.ssh(host, "systemctl start prometheus")
+                code, _said = controller.wait(1800)
+            finally:
+                for host in watchers:
+                    platform.ssh(host, "systemctl start prometheus")
+        record = platform.known(service)["release"]["release"]
+        verdicts = [one["verdict"] for one in record["analyses"]]
+        row = {
+            "what": what,
+            "state": record["state"],
+            "reason": record["reason"],
+            "verdicts": verdicts,
+            **(traffic_row(load) if load else {}),
+        }
+        # After its data are lost Prometheus sees again what happens from then on: that may be enough for a verdict.
+        claims = {"no request failed": not load or load.summary["failed"] == 0}
+        if "lost" in what:
+            claims["it ended"] = record["state"] in ENDED
+            claims["one version alone is live"] = drill.settled(service, wanted if code == 0 else before)
+        else:
+            claims["it was not promoted"] = record["state"] == "rolled back" and code != 0
+            claims["the judge did not see enough"] = verdicts[-1] == "insufficient_data"
+            claims["the old version alone is live"] = drill.settled(service, before)
+        drill.note(row, claims)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     text = __doc__ or ""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -420,6 +468,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     one.set_defaults(run=transitions)
     one = verbs.add_parser("pause", help="pause, resume, promote, abort")
     one.set_defaults(run=pause)
+    one = verbs.add_parser("blind", help="nobody sends requests, or Prometheus goes away")
+    one.set_defaults(run=blind)
     return parser.parse_args(arguments)
 
 

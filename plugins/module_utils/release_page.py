@@ -421,7 +421,7 @@ def service_view(name: str, value: Mapping[str, Any], number: int = 0) -> dict[s
     ]
     versions = {
         pool: " and ".join(sorted({str(one["version"]) for one in rows if one["pool"] == pool}))
-        for pool in ("stable", "candidate")
+        for pool in ("stable", "candidate", "baseline")
     }
     return {
         "name": name,
@@ -430,7 +430,7 @@ def service_view(name: str, value: Mapping[str, Any], number: int = 0) -> dict[s
         "kind": KINDS.get(state, "busy"),
         "current": record.get("current") or versions["stable"] or "as described",
         "previous": record.get("previous") or "",
-        "weights": {pool: int(weights.get(pool) or 0) for pool in ("stable", "candidate")},
+        "weights": {pool: int(weights.get(pool) or 0) for pool in ("stable", "candidate", "baseline")},
         "versions": versions,
         "instances": rows,
         "candidates": any(one["pool"] == "candidate" for one in rows),

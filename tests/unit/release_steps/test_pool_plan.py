@@ -113,3 +113,26 @@ def test_what_a_dead_release_left_is_removed_in_the_end() -> None:
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ReleaseError, match=words):
         plan(**arguments)
+
+
+def test_a_baseline_is_deployed_beside_the_candidates_and_goes_with_them() -> None:
+    canary = {**SERVICE["release"]["canary"], "baseline": True}
+    service = {**SERVICE, "release": {**SERVICE["release"], "canary": canary}}
+    found = pool_plan(service, "1.1.0", "", {"instances": LIVE}, identifier="new").as_dict()
+    assert found["baseline"] == found["baseline_deploy"] == {"app1": [7], "app2": [7]}
+    assert found["leftovers"] == {"app1": [5, 7], "app2": [5, 7], "app3": [5]}
+    assert [one["weights"] for one in found["steps"]] == [
+        {"stable": 80, "candidate": 10, "baseline": 10},
+        {"stable": 0, "candidate": 50, "baseline": 50},
+        {"stable": 0, "candidate": 100},
+    ]
+    running = [*LIVE, stable("app1", "a", 7, pool="baseline")]
+    again = pool_plan(service, "1.1.0", "", {"instances": running, "release": record("shifting")}, identifier="new")
+    assert again.baseline_deploy == {"app2": [7]}
+    green = pool_plan(service, "1.1.0", "blue_green", {"instances": LIVE}, identifier="new")
+    assert (green.baseline, green.steps[0]["weights"]) == ({}, {"stable": 0, "candidate": 100})
+
+
+def test_without_a_baseline_the_weights_are_as_ever() -> None:
+    assert [one["weights"]["stable"] for one in plan()["steps"]] == [90, 50, 0]
+    assert plan()["baseline"] == {}

@@ -96,16 +96,15 @@ def baselines(service: Mapping[str, Any], count: int = 0) -> list[dict[str, Any]
     """
     if not has_baseline(service):
         return []
-    result = []
-    for entry in candidates(service, count):
-        slot = int(entry["slot"]) - CANDIDATE_SLOT
-        if slot >= BASELINE_PER_HOST:
-            raise PoolsError(
-                f"services.{service['name']}.instances.per_host: slot {slot} has no room for a baseline; "
-                f"allowed with release.canary.baseline are at most {BASELINE_PER_HOST} instances on a host"
-            )
-        result.append(mirrored(entry, slot + BASELINE_SLOT, BASELINE))
-    return result
+    # All of them: the candidate of a third instance on a host would need the baseline's slot, if not now then later.
+    top = max((int(entry["slot"]) - CANDIDATE_SLOT for entry in candidates(service)), default=0)
+    if top >= BASELINE_PER_HOST:
+        raise PoolsError(
+            f"services.{service['name']}.instances.per_host: slot {top} has no room for a baseline; "
+            f"allowed with release.canary.baseline are at most {BASELINE_PER_HOST} instances on a host"
+        )
+    shift = BASELINE_SLOT - CANDIDATE_SLOT
+    return [mirrored(entry, int(entry["slot"]) + shift, BASELINE) for entry in candidates(service, count)]
 
 
 def candidates(service: Mapping[str, Any], count: int = 0) -> list[dict[str, Any]]:

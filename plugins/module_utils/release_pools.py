@@ -26,9 +26,9 @@ class PoolPlan:
     shifts; ``deploy``, those of it that do not run the version yet; ``grow``, what must join before the pool gets all
     traffic; ``leftovers``, every candidate slot to empty in the end. ``slots`` are the stable ones that settling
     replaces, ``hosts`` their hosts zone by zone and ``serial`` how many of these at a time. ``steps``: weights and
-    checks and pools' ``weights``; ``baseline``: the old version beside the candidates, ``baseline_deploy`` those of it
-    that do not run it yet; ``shift_checks`` and ``bake_checks``: the most that they can take; ``cursor``: where to
-    begin.
+    checks and the pools' ``weights``; ``baseline``: the old version beside the candidates, ``baseline_deploy`` those of
+    it that do not run and are needed; ``shift_checks`` and ``bake_checks``: the most that they can take; ``cursor``:
+    where to begin.
     """
 
     service: str
@@ -102,18 +102,15 @@ def pool_plan(
     if not placed:
         raise ReleaseError(f"service {name}: no instance is placed on any host, so there is nothing to release")
     count = candidate_count(service["release"], len(placed), strategy)
-    try:
-        whole = [(str(one["host"]), int(one["slot"])) for one in pools.candidates(service)]
-    except pools.PoolsError as error:
-        raise ReleaseError(str(error)) from error
-    wanted = whole[:count]
     beside: list[tuple[str, int]] = []
     try:
+        whole = [(str(one["host"]), int(one["slot"])) for one in pools.candidates(service)]
         if strategy == "canary":
             beside = [(str(one["host"]), int(one["slot"])) for one in pools.baselines(service, count)]
         weights = [pools.weights_of(one.weight, baseline=bool(beside)) for one in track]
     except pools.PoolsError as error:
         raise ReleaseError(str(error)) from error
+    wanted = whole[:count]
     running = {(str(one["host"]), int(one["slot"])): str(one["version"]) for one in live}
     goal = action.version or str(version)
     registered = [where for where in running if where[1] >= pools.CANDIDATE_SLOT]
@@ -129,10 +126,14 @@ def pool_plan(
     size = batch_size(service["release"]["batch"], len(behind))
     judged = action.state in _JUDGED
     begins = action.action in ("start", "undo_then_start")
+    cursor = Cursor() if begins else resume(track, action.step)
+    undo = action.from_version or current
+    # Once the candidates have all traffic nobody needs a baseline that is not there.
+    missing = [where for where in beside if running.get(where) != undo and not track[cursor.step].baking]
     return PoolPlan(
         service=name,
         version=goal,
-        undo=action.from_version or current,
+        undo=undo,
         strategy=strategy,
         action="start" if begins else action.action,
         reason=action.reason,
@@ -148,7 +149,7 @@ def pool_plan(
         steps=[{**asdict(one), "weights": split} for one, split in zip(track, weights)],
         shift_checks=0 if judged else iterations([one for one in track if not one.baking]),
         bake_checks=0 if judged else iterations([one for one in track if one.baking]),
-        cursor=(Cursor() if begins else resume(track, action.step)).as_dict(),
+        cursor=cursor.as_dict(),
         baseline=_by_host(beside),
-        baseline_deploy=_by_host(where for where in beside if running.get(where) != (action.from_version or current)),
+        baseline_deploy=_by_host(missing),
     )

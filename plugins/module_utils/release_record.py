@@ -271,6 +271,7 @@ def clean_analysis(analysis: Mapping[str, Any], release: Release, at: str) -> Js
         "reason": cut(analysis.get("reason", ""), 600),
         "metrics": [_metric(one) for one in list(analysis.get("metrics") or ())[:MAX_METRICS]],
         **_scores(analysis),
+        **({"against": "baseline"} if analysis.get("against") == "baseline" else {}),
     }
 
 

@@ -173,6 +173,7 @@ RETURN = r"""
 analysis:
   description:
     - The verdict as C(docs/design.md) section 8 has it. C(difference), C(lower), C(upper) are relative to stable.
+    - With O(baseline), C(against) is the pool that the numbers under C(stable) are of.
     - Method V(kayenta) adds C(score) (0 to 100) and C(groups) (the score of each).
   returned: success
   type: dict

@@ -567,7 +567,9 @@ class Judge:
             blind = str(error)
             metrics = [_result(m, INSUFFICIENT, blind, "", (0, 0)) for m in self.request.metrics]
             analysis = {"verdict": INSUFFICIENT, "reason": blind, "metrics": metrics}
-        head = {"at": _stamp(now), "step": self.request.step, "weight": self.request.weight}
+        head: dict[str, Any] = {"at": _stamp(now), "step": self.request.step, "weight": self.request.weight}
+        if self.request.baseline:
+            head["against"] = self.request.stable
         state = {
             "ok": not blind,
             "url": self.prometheus.url,

@@ -221,3 +221,35 @@ def test_a_host_knows_its_baseline_by_the_service() -> None:
     assert [(one["slot"], one["pool"]) for one in found] == [(0, "stable"), (5, "candidate"), (7, "baseline")]
     plain = filters.service_with_candidates(here, installed)
     assert [one["pool"] for one in plain] == ["stable", "candidate", "candidate"]
+
+
+def test_what_is_installed_keeps_its_pool_when_the_services_file_changes_during_a_release() -> None:
+    here = [entry("app1", 0, "a")]
+    installed = {
+        "orders@0": {"version": "1.0.0", "pool": "stable"},
+        "orders@5": {"version": "1.1.0", "pool": "candidate"},
+        "orders@7": {"version": "1.0.0", "pool": "baseline"},
+    }
+    for services in ({"orders": with_baseline(*here)}, {"orders": described(*here)}):
+        found = filters.service_with_candidates(here, installed, [], services)
+        assert [(one["slot"], one["pool"]) for one in found] == [(0, "stable"), (5, "candidate"), (7, "baseline")]
+    left = {"orders@7": {"version": "0.9.0", "pool": "candidate"}}
+    (_stable, again) = filters.service_with_candidates(here, left, ["orders@7"], {"orders": with_baseline(*here)})
+    assert again["pool"] == "baseline", "what a release puts there now is what it wants"
+
+
+def test_site_leaves_a_baseline_alone_and_needs_no_image_for_it() -> None:
+    here = [entry("app1", 0, "a")]
+    image = {"archive": "/images/orders-{version}.tar", "reference": "", "repository": ""}
+    services = {"orders": {**with_baseline(*here), "image": image}}
+    installed = {"orders@0": {"version": "1.0.0"}, "orders@7": {"version": "0.9.0", "pool": "baseline"}}
+    found = filters.service_plan(
+        filters.service_with_candidates(here, installed, [], services), services, installed=installed
+    )
+    assert [one["archive"] for one in found["images"]] == ["/images/orders-1.0.0.tar"]
+    assert (found["stale"], [one["pool"] for one in found["instances"]]) == ([], ["stable", "baseline"])
+    agent = found["files"]["etc/causeway/agent/instances.d/orders-7.json"]["content"]
+    assert '"pool": "baseline"' in agent
+    assert '"version": "0.9.0"' in agent
+    entries = filters.service_with_candidates(here, installed, [], services)
+    assert filters.service_without(entries, "orders", [5, 7]) == here

@@ -26,7 +26,8 @@ def release_pool_plan(
 def release_decide(
     plan: Mapping[str, Any], cursor: Mapping[str, Any], verdict: str, reason: str, command: str = ""
 ) -> dict[str, Any]:
-    track = [release_steps.Step(**one) for one in plan["steps"]]
+    known = release_steps.Step.__dataclass_fields__
+    track = [release_steps.Step(**{k: v for k, v in one.items() if k in known}) for one in plan["steps"]]
     try:
         return release_steps.decide(track, release_steps.Cursor(**cursor), verdict, reason, command).as_dict()
     except ReleaseError as error:

@@ -69,12 +69,16 @@ def service_without(
 
 
 def service_with_candidates(
-    instances: Sequence[Mapping[str, Any]], installed: Mapping[str, Any], wanted: Iterable[str] = ()
+    instances: Sequence[Mapping[str, Any]],
+    installed: Mapping[str, Any],
+    wanted: Iterable[str] = (),
+    services: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     try:
+        baseline = [name for name, service in (services or {}).items() if pools.has_baseline(service)]
         # Without files it only still runs: an interrupted removal, which is to be finished.
-        present = [key for key, entry in installed.items() if entry.get("version")]
-        return pools.on_host(instances, present, wanted)
+        present = {key: str(entry.get("pool") or "") for key, entry in installed.items() if entry.get("version")}
+        return pools.on_host(instances, present, wanted, baseline)
     except pools.PoolsError as error:
         raise AnsibleFilterError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 STABLE = "stable"
 CANDIDATE = "candidate"
+BASELINE = "baseline"
 CANDIDATE_SLOT = 5  # the candidate of slot n runs in slot n + 5
+BASELINE_SLOT = 7  # and, where the service has a baseline pool, the baseline of slot n in slot n + 7
+BASELINE_PER_HOST = BASELINE_SLOT - CANDIDATE_SLOT
+BASELINE_WEIGHT = 50  # the baseline takes as much as the candidates
 MAX_SLOT = 9
 TOKEN_HEADER = "x-causeway-pool"
 TOKEN_LENGTH = 32
@@ -25,24 +29,52 @@ class PoolsError(Exception):
     """What is wrong, in one sentence."""
 
 
-def pool_of(slot: int) -> str:
-    """Pool of a slot: stable 0..4, candidate 5..9."""
+def has_baseline(service: Mapping[str, Any]) -> bool:
+    """Whether releases of a normalised service compare the candidates with fresh instances of the old version."""
+    release = service.get("release") or {}
+    return release.get("strategy") == "canary" and bool((release.get("canary") or {}).get("baseline"))
+
+
+def pools_of(service: Mapping[str, Any]) -> tuple[str, ...]:
+    """The pools of a service in the order in which users are placed: one moves from stable outwards, never across."""
+    return (BASELINE, STABLE, CANDIDATE) if has_baseline(service) else (STABLE, CANDIDATE)
+
+
+def weights_of(weight: int, *, baseline: bool = False) -> dict[str, int]:
+    """Weights of all pools with the candidates at `weight` percent. Raises PoolsError where they do not fit."""
+    if not baseline or weight in (0, 100):
+        return {STABLE: 100 - weight, CANDIDATE: weight}
+    if not 0 < weight <= BASELINE_WEIGHT:
+        raise PoolsError(
+            f"weight: the baseline takes as much as the candidates; allowed are 0 to {BASELINE_WEIGHT} and 100, "
+            f"got {weight}"
+        )
+    return {STABLE: 100 - 2 * weight, CANDIDATE: weight, BASELINE: weight}
+
+
+def pool_of(slot: int, *, baseline: bool = False) -> str:
+    """Pool of a slot: stable 0..4, candidate 5..9; with a baseline candidate 5..6, baseline 7..8."""
+    if baseline and slot >= BASELINE_SLOT:
+        return BASELINE
     return CANDIDATE if slot >= CANDIDATE_SLOT else STABLE
 
 
-def mirrored(entry: Mapping[str, Any], slot: int) -> dict[str, Any]:
-    """A placed instance as the candidate in `slot` of the same host."""
+def mirrored(entry: Mapping[str, Any], slot: int, pool: str = CANDIDATE) -> dict[str, Any]:
+    """A placed instance as the one of `pool` in `slot` of the same host."""
     return {
         **entry,
         "slot": slot,
         "id": f"{entry['host']}-{slot}",
         "port": int(entry["port"]) - int(entry["slot"]) + slot,
-        "pool": CANDIDATE,
+        "pool": pool,
     }
 
 
-def mirrored_slots(placed: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The candidates of these instances, as far as their slots exist; for who must be ready for any of them."""
+def mirrored_slots(placed: Iterable[Mapping[str, Any]], *, baseline: bool = False) -> list[dict[str, Any]]:
+    """The candidates of these instances, as far as their slots exist; for who must be ready for any of them.
+
+    With `baseline` their baselines too.
+    """
     entries = list(placed)
     taken = {(entry["host"], int(entry["slot"])) for entry in entries}
     result = []
@@ -50,7 +82,29 @@ def mirrored_slots(placed: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         slot = int(entry["slot"]) + CANDIDATE_SLOT
         if slot <= MAX_SLOT and (entry["host"], slot) not in taken:
             result.append(mirrored(entry, slot))
+    for entry in entries if baseline else ():
+        slot = int(entry["slot"]) + BASELINE_SLOT
+        if int(entry["slot"]) < BASELINE_PER_HOST and (entry["host"], slot) not in taken:
+            result.append(mirrored(entry, slot, BASELINE))
     return result
+
+
+def baselines(service: Mapping[str, Any], count: int = 0) -> list[dict[str, Any]]:
+    """As many instances of the old version as there are candidates, each beside one; none without `canary.baseline`.
+
+    Raises PoolsError like `candidates`, and where more than two instances are on a host.
+    """
+    if not has_baseline(service):
+        return []
+    # All of them: the candidate of a third instance on a host would need the baseline's slot, if not now then later.
+    top = max((int(entry["slot"]) - CANDIDATE_SLOT for entry in candidates(service)), default=0)
+    if top >= BASELINE_PER_HOST:
+        raise PoolsError(
+            f"services.{service['name']}.instances.per_host: slot {top} has no room for a baseline; "
+            f"allowed with release.canary.baseline are at most {BASELINE_PER_HOST} instances on a host"
+        )
+    shift = BASELINE_SLOT - CANDIDATE_SLOT
+    return [mirrored(entry, int(entry["slot"]) + shift, BASELINE) for entry in candidates(service, count)]
 
 
 def candidates(service: Mapping[str, Any], count: int = 0) -> list[dict[str, Any]]:
@@ -90,12 +144,17 @@ def split_key(key: str) -> tuple[str, int]:
 
 
 def on_host(
-    placed: Sequence[Mapping[str, Any]], installed: Iterable[str], wanted: Iterable[str] = ()
+    placed: Sequence[Mapping[str, Any]],
+    installed: Mapping[str, str],
+    wanted: Iterable[str] = (),
+    with_baseline: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """The host's placed instances and its candidates: those a release has installed, and those wanted now.
 
-    Keys are `<service>@<slot>`. A candidate stays as long as its service has an instance placed on this host (without
-    one there is no sidecar either). Raises PoolsError for a wanted one without.
+    Keys are `<service>@<slot>`; `installed` has the pool of each, or "". `with_baseline`: the services whose slots from
+    7 on are their baselines. An installed one keeps its pool, whatever became of its service's file since. A candidate
+    stays as long as its service has an instance placed on this host (without one there is no sidecar either). Raises
+    PoolsError for a wanted one without.
     """
     result = [dict(entry) for entry in placed]
     present = {f"{entry['service']}@{entry['slot']}" for entry in result}
@@ -108,7 +167,9 @@ def on_host(
         if slot < CANDIDATE_SLOT:
             continue
         if service in models:
-            result.append(mirrored(models[service], slot))
+            pool = installed.get(key, "") if key not in required else ""
+            pool = pool if pool in (CANDIDATE, BASELINE) else pool_of(slot, baseline=service in with_baseline)
+            result.append(mirrored(models[service], slot, pool))
         elif key in required:
             raise PoolsError(f"{key}: no instance of {service} is placed on this host, so it can have no candidate")
     return result

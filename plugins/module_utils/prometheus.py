@@ -92,7 +92,7 @@ def _job(settings: Settings, name: str, source: str, server_name: str = "") -> d
 def envoy_labels() -> list[dict[str, Any]]:
     """Labels service, slot, pool and direction out of the names of clusters and proxies."""
     inbound = r"sidecar-(.+);inbound_(?:.+_)?(\d+)"
-    outbound = r"(.+)_(stable|candidate)"
+    outbound = r"(.+)_(stable|candidate|baseline)"
     cluster = ["envoy_cluster_name"]
     both = ["proxy", "envoy_cluster_name"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .pools import CANDIDATE
+from .pools import STABLE
 
 UNITS = "etc/containers/systemd"
 SETTINGS = "etc/causeway/services"
@@ -545,11 +545,11 @@ def plan(
             }
     files[FIREWALL] = {"content": firewall(present, options)}
     files[NETWORK_UNIT] = {"content": firewall_unit()}
-    # A candidate that is only left alone has its image; the archive may be gone from the controller by now.
+    # A release's instance that is only left alone has its image; the archive may be gone from the controller by now.
     images = [
         image_of(instance.service, instance.version)
         for instance in instances
-        if instance.pool != CANDIDATE or instance.key in overrides
+        if instance.pool == STABLE or instance.key in overrides
     ]
     return {
         "files": files,

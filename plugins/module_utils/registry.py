@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 POOLS = ("stable", "candidate")
+OPTIONAL_POOLS = ("baseline",)  # named in weights only while it has some
 ALL_STABLE = {"stable": 100, "candidate": 0}
 LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 INSTANCE = re.compile(r"^(?P<host>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/(?P<slot>[0-9])$")
@@ -561,13 +562,15 @@ def drain_revision(mirror: Mirror, service: str, names: Sequence[str]) -> int:
 
 def check_weights(wanted: Mapping[str, Any]) -> dict[str, int]:
     """Normalised weights; they must be whole numbers of 0 to 100 that sum up to 100."""
-    unknown = sorted(set(wanted) - set(POOLS))
+    allowed = (*POOLS, *OPTIONAL_POOLS)
+    unknown = sorted(set(wanted) - set(allowed))
     if unknown:
-        raise RegistryError(f"weights: unknown pool '{unknown[0]}', allowed are {' and '.join(POOLS)}")
+        raise RegistryError(f"weights: unknown pool '{unknown[0]}', allowed are {', '.join(allowed)}")
     try:
-        clean = {pool: int(wanted.get(pool, 0)) for pool in POOLS}
+        numbers = {pool: int(wanted.get(pool, 0)) for pool in allowed}
     except (TypeError, ValueError) as error:
         raise RegistryError(f"weights: {dict(wanted)} must be whole numbers") from error
+    clean = {pool: weight for pool, weight in numbers.items() if pool in POOLS or weight}
     if any(not 0 <= weight <= 100 for weight in clean.values()) or sum(clean.values()) != 100:
         raise RegistryError(f"weights: {clean} must each be 0 to 100 and sum up to 100, not {sum(clean.values())}")
     return clean

@@ -206,8 +206,11 @@ def status_lines(services: Mapping[str, Any]) -> list[str]:
         lines.append(f"{name}: {state}; current {record.get('current') or 'as described'}{back}")
         for instance in one.get("instances") or []:
             drain = ", draining" if instance.get("draining") else ""
-            pool = ", candidate" if instance.get("pool") == "candidate" else ""
+            pool = f", {instance['pool']}" if instance.get("pool", "stable") != "stable" else ""
             lines.append(f"  {instance['instance']:<14} {instance['version']:<12} {instance['zone']}{pool}{drain}")
+        weights = (one.get("traffic") or {}).get("weights") or {}
+        if weights.get("baseline"):
+            lines.append(f"  traffic: {', '.join(f'{pool} {share} %' for pool, share in weights.items())}")
         judged = (record.get("release") or {}).get("analyses") or []
         if judged:
             last = judged[-1]

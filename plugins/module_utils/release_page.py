@@ -304,13 +304,16 @@ def _verdict(value: Any) -> tuple[str, str]:
 def _metric_view(release: Release, name: str, number: int) -> dict[str, Any]:
     """One metric: its plot, its last values and what they mean."""
     last: Mapping[str, Any] = {}
+    against = "stable"
     for entry in release.analyses:
-        last = next((one for one in entry.get("metrics") or () if one.get("name") == name), last)
+        found = next((one for one in entry.get("metrics") or () if one.get("name") == name), None)
+        if found is not None:
+            last, against = found, str(entry.get("against") or "stable")
     unit = str(last.get("unit") or "")
     requests = last.get("requests") or {}
     facts = [
         (
-            f"{release.from_version} (stable)",
+            f"{release.from_version} ({against})",
             show_number(last.get("stable"), unit),
             show_number(requests.get("stable")),
         ),
@@ -421,7 +424,7 @@ def service_view(name: str, value: Mapping[str, Any], number: int = 0) -> dict[s
     ]
     versions = {
         pool: " and ".join(sorted({str(one["version"]) for one in rows if one["pool"] == pool}))
-        for pool in ("stable", "candidate")
+        for pool in ("stable", "candidate", "baseline")
     }
     return {
         "name": name,
@@ -430,7 +433,7 @@ def service_view(name: str, value: Mapping[str, Any], number: int = 0) -> dict[s
         "kind": KINDS.get(state, "busy"),
         "current": record.get("current") or versions["stable"] or "as described",
         "previous": record.get("previous") or "",
-        "weights": {pool: int(weights.get(pool) or 0) for pool in ("stable", "candidate")},
+        "weights": {pool: int(weights.get(pool) or 0) for pool in ("stable", "candidate", "baseline")},
         "versions": versions,
         "instances": rows,
         "candidates": any(one["pool"] == "candidate" for one in rows),

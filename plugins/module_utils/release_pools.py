@@ -26,7 +26,9 @@ class PoolPlan:
     shifts; ``deploy``, those of it that do not run the version yet; ``grow``, what must join before the pool gets all
     traffic; ``leftovers``, every candidate slot to empty in the end. ``slots`` are the stable ones that settling
     replaces, ``hosts`` their hosts zone by zone and ``serial`` how many of these at a time. ``steps``: weights and
-    checks; ``shift_checks`` and ``bake_checks``: the most that they can take; ``cursor``: where to begin.
+    checks and the pools' ``weights``; ``baseline``: the old version beside the candidates, ``baseline_deploy`` those of
+    it that do not run and are needed; ``shift_checks`` and ``bake_checks``: the most that they can take; ``cursor``:
+    where to begin.
     """
 
     service: str
@@ -48,6 +50,8 @@ class PoolPlan:
     shift_checks: int
     bake_checks: int
     cursor: dict[str, Any]
+    baseline: dict[str, list[int]]
+    baseline_deploy: dict[str, list[int]]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,8 +102,12 @@ def pool_plan(
     if not placed:
         raise ReleaseError(f"service {name}: no instance is placed on any host, so there is nothing to release")
     count = candidate_count(service["release"], len(placed), strategy)
+    beside: list[tuple[str, int]] = []
     try:
         whole = [(str(one["host"]), int(one["slot"])) for one in pools.candidates(service)]
+        if strategy == "canary":
+            beside = [(str(one["host"]), int(one["slot"])) for one in pools.baselines(service, count)]
+        weights = [pools.weights_of(one.weight, baseline=bool(beside)) for one in track]
     except pools.PoolsError as error:
         raise ReleaseError(str(error)) from error
     wanted = whole[:count]
@@ -118,10 +126,14 @@ def pool_plan(
     size = batch_size(service["release"]["batch"], len(behind))
     judged = action.state in _JUDGED
     begins = action.action in ("start", "undo_then_start")
+    cursor = Cursor() if begins else resume(track, action.step)
+    undo = action.from_version or current
+    # Once the candidates have all traffic nobody needs a baseline that is not there.
+    missing = [where for where in beside if running.get(where) != undo and not track[cursor.step].baking]
     return PoolPlan(
         service=name,
         version=goal,
-        undo=action.from_version or current,
+        undo=undo,
         strategy=strategy,
         action="start" if begins else action.action,
         reason=action.reason,
@@ -130,12 +142,14 @@ def pool_plan(
         candidates=_by_host(wanted),
         deploy=_by_host(where for where in wanted if running.get(where) != goal),
         grow=_by_host(where for where in whole if where not in wanted and running.get(where) != goal),
-        leftovers=_by_host(sorted({*whole, *registered})),
+        leftovers=_by_host(sorted({*whole, *beside, *registered})),
         slots=behind,
         hosts=list(behind),
         serial=[min(size, len(hosts) - start) for hosts in zones.values() for start in range(0, len(hosts), size)],
-        steps=[asdict(one) for one in track],
+        steps=[{**asdict(one), "weights": split} for one, split in zip(track, weights)],
         shift_checks=0 if judged else iterations([one for one in track if not one.baking]),
         bake_checks=0 if judged else iterations([one for one in track if one.baking]),
-        cursor=(Cursor() if begins else resume(track, action.step)).as_dict(),
+        cursor=cursor.as_dict(),
+        baseline=_by_host(beside),
+        baseline_deploy=_by_host(missing),
     )

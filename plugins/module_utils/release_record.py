@@ -271,6 +271,7 @@ def clean_analysis(analysis: Mapping[str, Any], release: Release, at: str) -> Js
         "reason": cut(analysis.get("reason", ""), 600),
         "metrics": [_metric(one) for one in list(analysis.get("metrics") or ())[:MAX_METRICS]],
         **_scores(analysis),
+        **({"against": "baseline"} if analysis.get("against") == "baseline" else {}),
     }
 
 
@@ -520,7 +521,7 @@ class Action:
 
 
 def _leftovers(live: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted(f"{one['host']}/{one['slot']}" for one in live if one.get("pool") == "candidate")
+    return sorted(f"{one['host']}/{one['slot']}" for one in live if one.get("pool") in ("candidate", "baseline"))
 
 
 def _at(action: str, release: Release, reason: str, leftovers: list[str] | None = None) -> Action:
@@ -555,7 +556,7 @@ def next_action(
     """
     record = record or {}
     release, left = Release.of(record.get("release")), _leftovers(live)
-    stray = bool(left) or int((weights or {}).get("candidate") or 0) > 0
+    stray = bool(left) or any(int((weights or {}).get(pool) or 0) > 0 for pool in ("candidate", "baseline"))
     mixed = sorted({str(one["version"]) for one in live if one.get("pool", "stable") == "stable"} - {current})
     if not version:
         return Action("refuse", "there is no version before to go back to; give release_version", leftovers=left)

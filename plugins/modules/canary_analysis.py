@@ -49,6 +49,13 @@ options:
     description: Pool that it is compared with.
     type: str
     default: stable
+  baseline:
+    description:
+      - Pool of fresh instances of the old version that the candidate is compared with, instead of with O(stable), as
+        long as both have traffic; empty for none.
+      - After the switch the old version is both pools, as they were before it.
+    type: str
+    default: ""
   since:
     description: When the release began to shift traffic, as RFC 3339 or epoch seconds.
     type: str
@@ -166,6 +173,7 @@ RETURN = r"""
 analysis:
   description:
     - The verdict as C(docs/design.md) section 8 has it. C(difference), C(lower), C(upper) are relative to stable.
+    - With O(baseline), C(against) is the pool that the numbers under C(stable) are of.
     - Method V(kayenta) adds C(score) (0 to 100) and C(groups) (the score of each).
   returned: success
   type: dict
@@ -254,7 +262,7 @@ def request_of(params: dict[str, Any]) -> Request:
         min_requests=int(numbers["min_requests"]),
         **{
             key: params[key]
-            for key in ("candidate", "stable", "step", "weight", "max_age", "max_skew", "scrape_interval")
+            for key in ("candidate", "stable", "baseline", "step", "weight", "max_age", "max_skew", "scrape_interval")
         },
     )
 
@@ -271,6 +279,7 @@ def main() -> None:
             "service": {"type": "str", "required": True},
             "candidate": {"type": "str", "default": "candidate"},
             "stable": {"type": "str", "default": "stable"},
+            "baseline": {"type": "str", "default": ""},
             "since": {"type": "str", "required": True},
             "until": {"type": "str"},
             "weights": {"type": "list", "elements": "dict", "default": []},

@@ -44,6 +44,9 @@ instances:
     slot:
       description: The slot.
       type: int
+    pool:
+      description: The pool in its file for the node agent, empty without one.
+      type: str
     unit:
       description: The systemd unit.
       type: str
@@ -63,6 +66,7 @@ instances:
     orders@0:
       service: orders
       slot: 0
+      pool: stable
       unit: orders@0.service
       version: "1.0.0"
       image: localhost/causeway/orders:1.0.0
@@ -93,7 +97,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.causeway.platform.plugins.module_utils.quadlet import UNITS, installed_version
+from ansible_collections.causeway.platform.plugins.module_utils.quadlet import INSTANCES, UNITS, installed_version
 
 UNIT_NAME = re.compile(r"^(?P<service>[a-z][a-z0-9-]*)@(?P<slot>[0-9])\.container$")
 CONFIGURATION = re.compile(r"^Label=io\.causeway\.configuration=(?P<hash>\S+)$", re.MULTILINE)
@@ -134,6 +138,14 @@ def read(path: Path) -> str:
         return ""
 
 
+def pool_of(text: str) -> str:
+    """Pool of an instance by its file for the node agent; empty without one."""
+    try:
+        return str(json.loads(text)["pool"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def instances(active: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for path in sorted(Path("/", UNITS).glob("*@*.container")):
@@ -148,6 +160,7 @@ def instances(active: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
         result[key] = {
             "service": name["service"],
             "slot": int(name["slot"]),
+            "pool": pool_of(read(Path("/", INSTANCES, f"{name['service']}-{name['slot']}.json"))),
             "unit": f"{key}.service",
             "version": version,
             "image": image,
@@ -165,6 +178,7 @@ def instances(active: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
             result[key] = {
                 "service": service,
                 "slot": int(slot),
+                "pool": "",
                 "unit": f"{key}.service",
                 "version": "",
                 "image": "",

@@ -20,7 +20,7 @@ options:
     required: true
   weights:
     description:
-      - Percentage of each pool. Pools are V(stable) and V(candidate); one left out gets 0. The sum is 100.
+      - Percentage of each pool. Pools are V(stable), V(candidate) and V(baseline); one left out gets 0. The sum is 100.
     type: dict
     required: true
   expect_revision:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ class Request:
     metrics: tuple[Metric, ...]
     candidate: str = "candidate"
     stable: str = "stable"
+    baseline: str = ""  # pool of fresh instances of the old version, where there is one
     weights: tuple[tuple[float, float], ...] = ()
     until: float | None = None
     step: int = 0
@@ -161,11 +162,31 @@ class View:
         return self.phases[-1][1] >= 100
 
 
+def with_sides(request: Request, all_steps: Sequence[Step], old: Sequence[str]) -> list[Step]:
+    """The steps with what these pools did together as `request.stable`."""
+    found = []
+    for step in all_steps:
+        counts = {key: n for key, n in step.counts.items() if key[0] == request.candidate}
+        for (pool, name), n in step.counts.items():
+            if pool in old:
+                counts[request.stable, name] = counts.get((request.stable, name), 0.0) + n
+        found.append(replace(step, counts=counts))
+    return found
+
+
 def view(
     request: Request, all_steps: Sequence[Step], since: float, until: float, phases: list[tuple[float, float]]
 ) -> View:
-    """Sort steps into the comparison of the same time and the one with the time before the switch."""
-    inside = [s for s in all_steps if s.start >= since - 0.5 and s.end <= until + 0.5]
+    """Sort steps into the comparison of the same time and the one with the time before the switch.
+
+    With a baseline the first is with that alone. Before the switch all of the old version counts: stable may have had
+    no traffic any more.
+    """
+    past = beside = all_steps
+    if request.baseline:
+        beside = with_sides(request, all_steps, (request.baseline,))
+        past = with_sides(request, all_steps, (request.stable, request.baseline))
+    inside = [s for s in beside if s.start >= since - 0.5 and s.end <= until + 0.5]
     start, weight = phases[-1]
     current = [s for s in inside if s.start >= start - 0.5]
     together, before = Part(), Part()
@@ -175,13 +196,13 @@ def view(
         together.stable = together.candidate = shared
         together.pairs = [([s], [s]) for s in shared]
     if weight >= 100:
-        history = [s for s in all_steps if start - HISTORY <= s.start and s.end <= start]
+        history = [s for s in past if start - HISTORY <= s.start and s.end <= start]
         # Nobody is left to compare with at the same time: pair the time since the switch with its mirror image.
         width, number = 2 * request.scrape_interval, 0
         while start + (number + 1) * width <= until + 0.5:
             low, high = start + number * width, start - (number + 1) * width
             after = [s for s in current if low <= s.end < low + width]
-            mirror = [s for s in all_steps if high <= s.end < high + width and s.end <= start]
+            mirror = [s for s in past if high <= s.end < high + width and s.end <= start]
             before.candidate += after
             before.stable += mirror
             before.pairs.append((mirror, after))
@@ -358,6 +379,8 @@ def judge_errors(request: Request, metric: Metric, level: float, seen: View) -> 
         totals = tally(part.stable, request.stable).requests, tally(part.candidate, request.candidate).requests
         if rows:
             share = seen.phases[0][1] / 100 if part is seen.together and 0 < seen.phases[0][1] < 100 else 0.5
+            if request.baseline:
+                share = 0.5
             found.append(compare_errors(rows, level, metric.margin, reference=share, requests=totals))
     a, b = _requests(request, seen)
     facts = (
@@ -452,15 +475,18 @@ def judge_query(request: Request, metric: Metric, level: float, seen: View, ask:
     # The grid hangs on the last switch or on the beginning, so that a later look sees the same points again.
     anchor = start if weight >= 100 else seen.since
     first = anchor - math.floor((anchor - low) / tick) * tick
-    for pool in (request.stable, request.candidate):
+    for pool in dict.fromkeys((request.stable, request.candidate, request.baseline or request.stable)):
         found = ask(expand(metric.query, request.service, pool, tick), first, seen.now, tick)
         values[pool] = {round((t - anchor) / tick): v for t, v in found.items()}
-    mine, theirs = values[request.stable], values[request.candidate]
+    beside_us = values[request.baseline or request.stable]
+    # The old version before the switch: stable, and the baseline where stable had no traffic any more.
+    mine, theirs = {**beside_us, **values[request.stable]}, values[request.candidate]
     groups: list[list[tuple[float, float]]] = []
     begun = round((seen.since - anchor) / tick, 6)
     last_shared = 0 if weight >= 100 else math.inf
     if seen.phases[0][1] < 100:
-        groups.append([(mine[k], theirs[k]) for k in sorted(mine) if k in theirs and begun + 1 <= k <= last_shared])
+        both = [k for k in sorted(beside_us) if k in theirs and begun + 1 <= k <= last_shared]
+        groups.append([(beside_us[k], theirs[k]) for k in both])
     if weight >= 100:
         groups.append([(mine[1 - k], theirs[k]) for k in sorted(theirs) if k >= 1 and 1 - k in mine])
     parts, beside = [], ""
@@ -541,7 +567,9 @@ class Judge:
             blind = str(error)
             metrics = [_result(m, INSUFFICIENT, blind, "", (0, 0)) for m in self.request.metrics]
             analysis = {"verdict": INSUFFICIENT, "reason": blind, "metrics": metrics}
-        head = {"at": _stamp(now), "step": self.request.step, "weight": self.request.weight}
+        head: dict[str, Any] = {"at": _stamp(now), "step": self.request.step, "weight": self.request.weight}
+        if self.request.baseline:
+            head["against"] = self.request.stable
         state = {
             "ok": not blind,
             "url": self.prometheus.url,
@@ -578,7 +606,10 @@ class Judge:
         if phases[-1][1] >= 100 and not groups:
             begin = min(since, 2 * phases[-1][0] - until, phases[-1][0] - HISTORY)
         window = f"[{math.ceil(until - begin + 4 * request.scrape_interval + 60)}s]"
-        pools = "|".join(dict.fromkeys((request.stable, request.candidate)))
+        if request.baseline and phases[-1][1] < 100:
+            # Until the switch nothing but the baseline is compared, and named.
+            request = self.request = replace(request, stable=request.baseline)
+        pools = "|".join(one for one in dict.fromkeys((request.stable, request.candidate, request.baseline)) if one)
         selector = f'{{service="{request.service}",direction="outbound",pool=~"{pools}"}}{window}'
         names = ["envoy_cluster_upstream_rq_xx", "envoy_cluster_upstream_rq_retry_success"]
         if groups:

@@ -132,8 +132,12 @@ class ScoreJudge(Judge):
             if not number:
                 return [], []
             low, high = start + places[0] * width, start + places[-1] * width
-            query = expand(metric.query, request.service, pool, width)
-            values = {round((t - start) / width): v for t, v in self._values(query, low, high, width).items()}
+            values: dict[int, float] = {}
+            # The old version before a switch is the baseline too, where stable had no traffic any more.
+            for one in (pool,) if pool == request.candidate else dict.fromkeys((request.baseline or pool, pool)):
+                query = expand(metric.query, request.service, one, width)
+                found = self._values(query, low, high, width)
+                values.update((round((t - start) / width), v) for t, v in found.items())
             result.append([values.get(place) for place in places])
         return result[0], result[1]
 

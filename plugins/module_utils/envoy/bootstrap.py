@@ -20,7 +20,7 @@ LATENCY_BUCKETS = [
     *(10000.0, 15000.0, 30000.0, 60000.0),
 ]
 # Only of the pools: they are what a release is judged by, and each bucket is a series for Prometheus.
-LATENCY_STATS = r"cluster\.[^.]+_(stable|candidate)\.upstream_rq_time"
+LATENCY_STATS = r"cluster\.[^.]+_(stable|candidate|baseline)\.upstream_rq_time"
 
 
 def node(proxy: str, host: Json) -> Json:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from .. import pools as pool_shapes
 from . import bootstrap as boot
-from .clusters import POOLS, admin, application, pool_name, service_pool, telemetry
+from .clusters import admin, application, pool_name, service_pool, telemetry
 from .common import CLUSTER, LISTENER, RUN_ROOT, XDS_ROOT, EnvoyConfigError, Json, discovery
 from .listeners import gateway_listeners, inbound_listener, metrics_listener, outbound_listener
 from .routes import gateway_routes, outbound_name, outbound_routes
@@ -99,7 +99,7 @@ def gateway(host_name: str, platform: Platform, settings: Settings) -> Json:
     pools: dict[str, Json] = {}
     clusters: list[Json] = []
     for name in sorted(public):
-        for pool in POOLS:
+        for pool in pool_shapes.pools_of(public[name]):
             pools[pool_name(name, pool)] = {"service": name, "pool": pool}
             clusters.append(
                 service_pool(
@@ -165,7 +165,8 @@ def sidecar(host_name: str, service_name: str, platform: Platform, settings: Set
     clusters: list[Json] = []
     here = [instance for instance in placed if instance["host"] == host_name]
     # Ready for a candidate of each instance from the beginning: a release changes no listener.
-    for instance in sorted([*here, *pool_shapes.mirrored_slots(here)], key=lambda i: int(i["slot"])):
+    ready = pool_shapes.mirrored_slots(here, baseline=pool_shapes.has_baseline(service))
+    for instance in sorted([*here, *ready], key=lambda i: int(i["slot"])):
         slot = int(instance["slot"])
         listeners.append(
             inbound_listener(proxy, service, instance, allowed, scraper=spiffe(domain, "metrics"), settings=settings)
@@ -180,7 +181,7 @@ def sidecar(host_name: str, service_name: str, platform: Platform, settings: Set
         name = outbound_name(call["service"])
         routes[name] = outbound_routes(call, callee, settings)
         listeners.append(outbound_listener(proxy, service, call, address=f"{network}.1", settings=settings))
-        for pool in POOLS:
+        for pool in pool_shapes.pools_of(callee):
             pools[pool_name(call["service"], pool)] = {"service": call["service"], "pool": pool}
             clusters.append(service_pool(proxy, domain, callee, pool, retry_budget=_budget([call]), settings=settings))
     clusters += [admin(proxy), telemetry(settings)]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..pools import CANDIDATE, STABLE, TOKEN_HEADER
+from ..pools import CANDIDATE, STABLE, TOKEN_HEADER, pools_of
 from .clusters import POOLS, pool_name
 from .common import EnvoyConfigError, Json, duration, header, typed
 from .settings import Settings
@@ -78,6 +78,7 @@ class Steering:
     cohort: tuple[str, str] = ("", "")
     token: str = ""
     mirror: float = 0.0
+    pools: tuple[str, ...] = POOLS
 
     @classmethod
     def of(cls, service: Json, token: str = "") -> Steering:
@@ -93,12 +94,13 @@ class Steering:
             cohort=(str(cohort.get("header") or ""), str(cohort.get("value") or "")),
             token=token,
             mirror=float(mirror.get("percent") or 0.0) if release.get("strategy") == "blue_green" else 0.0,
+            pools=pools_of(service),
         )
 
     @classmethod
     def between(cls, service: Json) -> Steering:
         """What it asks of the sidecars of its callers: no cookies, no cohorts and no tests between services."""
-        return cls(header=cls.of(service).header)
+        return cls(header=cls.of(service).header, pools=pools_of(service))
 
     def hash_policy(self) -> list[Json]:
         """What decides a user's place between the pools; a user without it is placed anew with each request.
@@ -153,8 +155,10 @@ def _set_cookie(name: str) -> Json:
 
 
 def _pools(service: str, steering: Steering, safe: bool) -> Json:
-    """By weight. Stable comes first: as the candidate's weight rises, a place can only move to the candidate."""
-    weights = [{"name": pool_name(service, pool), "weight": 100 if pool == STABLE else 0} for pool in POOLS]
+    """By weight. Candidates are last, a baseline is first: as their weights rise to at most half each, a place can only
+    move from stable to one of them.
+    """
+    weights = [{"name": pool_name(service, pool), "weight": 100 if pool == STABLE else 0} for pool in steering.pools]
     action: Json = {"weighted_clusters": {"clusters": weights}}
     policy = steering.hash_policy()
     if policy:

@@ -232,6 +232,7 @@ def _judged(release: dict[str, Any]) -> dict[str, Any]:
             "sticky": sticky.lower(),
             "cohort": {"header": cohort.get("header", "").lower(), "value": cohort.get("value", "")},
             "instances": canary.get("instances", 0),
+            "baseline": canary.get("baseline", False),
         },
         "blue_green": {
             "bake": _seconds(blue_green, "bake", 60.0),

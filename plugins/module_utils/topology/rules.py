@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils import migrations
+from ansible_collections.causeway.platform.plugins.module_utils.pools import BASELINE_PER_HOST, BASELINE_WEIGHT
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
 from ansible_collections.causeway.platform.plugins.module_utils.topology.model import Host, Service, Topology
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import choices, nearest, show, suggest
@@ -399,6 +400,8 @@ def _check_release(service: Service) -> None:
     if canary.get("instances", 0) > service.count and not _refused(service, "instances"):
         may = f"0 (as many as the largest weight needs) to {service.count}, the number of stable instances"
         report((*path, "instances"), "more candidates than stable instances", str(canary["instances"]), may)
+    if canary.get("baseline") is True and not _refused(service, *path) and not _refused(service, "instances"):
+        _check_baseline(service)
     names: set[str] = set()
     for number, metric in enumerate((data.get("analysis") or {}).get("metrics") or []):
         where = ("release", "analysis", "metrics", number)
@@ -409,6 +412,19 @@ def _check_release(service: Service) -> None:
         _check_metric(service, where, metric or {})
     if not _refused(service, "release"):
         _check_scores(service, data)
+
+
+def _check_baseline(service: Service) -> None:
+    """Stable, candidates and as large a baseline must fit: into the traffic and onto the ports of a host."""
+    report, path = service.document.report, ("release", "canary")
+    for number, step in enumerate(service.spec["release"]["canary"]["steps"]):
+        if step["weight"] > BASELINE_WEIGHT:
+            may = f"at most {BASELINE_WEIGHT}: with baseline the old version gets as much beside it"
+            report((*path, "steps", number, "weight"), "no room for the baseline", str(step["weight"]), may)
+    per_host = service.spec["instances"]["per_host"]
+    if per_host > BASELINE_PER_HOST:
+        may = f"baseline with instances.per_host of at most {BASELINE_PER_HOST}, or no baseline"
+        report((*path, "baseline"), "no room for the baseline on a host", f"per_host {per_host}", may)
 
 
 # Fewer values on a side cannot differ at 98 % in the Mann-Whitney test, whatever they are.

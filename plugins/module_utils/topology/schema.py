@@ -226,6 +226,7 @@ _JUDGED = {
                 }
             ),
             "instances": _whole(0, 1000),
+            "baseline": {"type": "boolean"},
         }
     ),
     "blue_green": _map({"bake": _duration("0s", "24h"), "mirror": _map({"percent": _real(0, 100)})}),

@@ -49,6 +49,15 @@ WORLDS: dict[str, dict[str, Any]] = {
     "late": {"errors": (0.01, 0.01), "late": True},
     "latebad": {"errors": (0.01, 0.01), "late": True, "errors_after": 0.05},
     "stopped": {"errors": (0.01, 0.01), "until": NOW - 600},
+    # With a baseline. Fresh instances of any version are twice as slow and fail and sell less, until they are warm.
+    "cold": {"errors": (0.01, 0.02, 0.02), "beside": True, "cold": True, "slow": 2.0, "business": (0.5, 0.4)},
+    "coldbad": {"errors": (0.01, 0.04, 0.02), "beside": True, "cold": True},
+    "coldslow": {"errors": (0.01, 0.01, 0.01), "beside": True, "slow": 2.0},
+    "coldpoor": {"errors": (0.01, 0.01, 0.01), "beside": True, "business": (0.5, 0.4)},
+    "nobase": {"errors": (0.01, 0.01), "share": 0.1},
+    # At the switch the baseline and the candidates had half each, and stable nothing.
+    "half": {"errors": (0.01, 0.01, 0.01), "beside": True, "share": 0.5, "late": True},
+    "halfbad": {"errors": (0.01, 0.01, 0.01), "beside": True, "share": 0.5, "late": True, "errors_after": 0.05},
 }
 
 
@@ -64,8 +73,9 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
         if world.get("late") and t > NOW - 1800:
             share = 1.0
         number = world.get("rate", 2000) * SCRAPE // 60
-        for index, pool in enumerate(("stable", "candidate")):
-            n = round(number * (share if index else 1 - share))
+        aside = share if world.get("beside") and share < 1.0 else 0.0
+        for index, pool in enumerate(("stable", "candidate", "baseline")[: len(world["errors"])]):
+            n = round(number * (1 - share - aside, share, aside)[index])
             ratio = (
                 world.get("errors_after", 0.01)
                 if share == 1.0 and index and "late" in world
@@ -73,6 +83,7 @@ def history(name: str, world: dict[str, Any], rng: random.Random) -> dict[tuple[
             )
             bad = sum(rng.random() < ratio for _number in range(n))
             like = 1 if world.get("noise") and NOW - 4200 <= t < NOW - 3600 else index
+            like = int(bool(world.get("cold"))) if index == 2 else like
             scale = world.get("slow", 1.0) if like else 1.0
             buckets = Counter(rng.choices(PLACES[scale], k=n))
             proxy = 'instance="10.0.0.1:9102",host="e1",proxy="gateway"'
@@ -168,6 +179,52 @@ def test_worlds(prometheus: str, service: str, more: dict[str, Any], verdict: st
     result = run(prometheus, request(service, **more))["analysis"]
     assert result["verdict"] == verdict, result
     assert named in result["reason"]
+
+
+BASELINE = {"baseline": "baseline"}
+# Judged while the time before the switch is that of the last step.
+HALF = {"weights": ((SINCE, 50.0), (NOW - 1800, 100.0)), "until": NOW - 600}
+
+
+@pytest.mark.parametrize(
+    ("service", "more", "verdict", "named"),
+    [
+        ("cold", {}, "fail", "errors: worse"),
+        ("cold", BASELINE, "pass", "on baseline"),
+        ("coldbad", BASELINE, "fail", "errors: worse"),
+        ("coldslow", BASELINE, "fail", "latency: worse"),
+        ("coldpoor", BASELINE, "fail", "value: worse"),
+        ("nobase", BASELINE, "insufficient_data", "baseline had 0 requests since the release began"),
+        # After the switch the old version is all that was old before it, as without a baseline.
+        ("half", HALF, "insufficient_data", "stable had 0 requests before the switch"),
+        ("half", {**HALF, **BASELINE}, "pass", "on stable"),
+        ("halfbad", {**HALF, **BASELINE}, "fail", "errors: worse"),
+        ("late", {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0)), **BASELINE}, "pass", "on stable"),
+        ("bluebad", {**SWITCHED, **BASELINE}, "fail", "errors: worse"),
+        ("bluenoise", {**SWITCHED, **BASELINE}, "pass", "stable at its slowest within the hour before"),
+    ],
+)
+def test_worlds_with_a_baseline(prometheus: str, service: str, more: dict[str, Any], verdict: str, named: str) -> None:
+    result = run(prometheus, request(service, **more))["analysis"]
+    assert result["verdict"] == verdict, result
+    assert named in result["reason"]
+    switched = "weights" in more
+    assert result.get("against") == (("stable" if switched else "baseline") if "baseline" in more else None)
+
+
+def test_the_baselines_requests_are_counted_and_not_stables(prometheus: str) -> None:
+    errors, *_others = run(prometheus, request("cold", **BASELINE))["analysis"]["metrics"]
+    assert errors["requests"]["stable"] == pytest.approx(errors["requests"]["candidate"], rel=0.01)
+    assert errors["stable"] == pytest.approx(0.02, rel=0.1)
+
+
+def test_after_the_switch_a_baseline_changes_nothing(prometheus: str) -> None:
+    """Where it had no traffic: every number is as without one."""
+    asked = request("bluepoor", **SWITCHED)
+    plain = run(prometheus, asked)["analysis"]
+    beside = run(prometheus, request("bluepoor", **SWITCHED, **BASELINE))["analysis"]
+    assert beside.pop("against") == "stable"
+    assert {**beside, "at": ""} == {**plain, "at": ""}
 
 
 def test_limit_is_a_hard_stop(prometheus: str) -> None:
@@ -272,6 +329,10 @@ def test_module(prometheus: str, module: Callable[..., dict[str, Any]]) -> None:
     assert (result["analysis"]["step"], result["analysis"]["weight"]) == (2, 10)
     assert [one["name"] for one in result["analysis"]["metrics"]] == ["errors", "latency"]
     assert result["analysis"]["metrics"][0]["requests"]["candidate"] > 10000
+    beside = module(
+        urls=[prometheus], until=str(NOW), service="cold", baseline="baseline", weights=weights, max_age=300
+    )
+    assert (beside["analysis"]["verdict"], beside["analysis"]["against"]) == ("pass", "baseline")
     blind = module(urls=["https://127.0.0.1:9"])
     assert blind["analysis"]["verdict"] == "insufficient_data"
     for wrong, said in (
@@ -309,6 +370,10 @@ def scored(url: str, service: str, *metrics: dict[str, Any], **more: Any) -> dic
         ("bluegreen", SWITCHED, "pass", 100.0, ""),
         ("bluebad", SWITCHED, "fail", 66.67, "not passing: errors"),
         ("latebad", {"weights": ((SINCE, 10.0), (NOW - 1800, 100.0))}, "fail", 66.67, "errors"),
+        ("cold", {}, "fail", 0.0, "not passing: errors"),
+        ("cold", BASELINE, "pass", 100.0, ""),
+        ("coldpoor", BASELINE, "fail", 66.67, "not passing: value"),
+        ("half", {**HALF, **BASELINE}, "pass", 100.0, ""),
         ("idle", {}, "insufficient_data", None, "5 each are needed"),
         ("onesided", {}, "insufficient_data", None, "0 for candidate"),
         ("nobody", {}, "insufficient_data", None, "no series of service nobody"),

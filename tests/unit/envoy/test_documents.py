@@ -311,6 +311,44 @@ def test_stickiness_at_the_gateway_and_between_services(sticky: str, policy: lis
     assert "set-cookie" not in json.dumps(sidecar("orders", services))
 
 
+BASELINE = {"strategy": "canary", "canary": {**CANARY["canary"], "baseline": True}}
+
+
+def test_a_baseline_stands_first_and_its_sidecar_is_ready_for_it() -> None:
+    services = released(BASELINE)
+    documents = gateway_with(SECRET, services)
+    weighted = find(documents["proxy"]["routes"], "weighted_clusters")
+    order = ["orders_baseline", "orders_stable", "orders_candidate"]
+    assert all([one["name"] for one in entry["clusters"]] == order for entry in weighted)
+    assert all([one["weight"] for one in entry["clusters"]] == [0, 100, 0] for entry in weighted)
+    assert documents["proxy"]["clusters"]["orders_baseline"] == {"service": "orders", "pool": "baseline"}
+    assert set(by_name(documents["cds"])) > set(order)
+    tests = [entry["route"]["cluster"] for name, entry in public(documents).items() if "-test" in name]
+    assert set(tests) == {"orders_candidate"}
+    outbound = find(sidecar("orders", services)["proxy"]["routes"], "weighted_clusters")
+    names = [f"catalog_{pool}" for pool in ("baseline", "stable", "candidate")]
+    assert [one["name"] for one in outbound[0]["clusters"]] == names
+    found = by_name(sidecar("orders", services)["lds"])
+    assert found["inbound_7"]["address"]["socket_address"] == {"address": "10.77.1.31", "port_value": 7117}
+    assert set(by_name(sidecar("orders")["lds"])) == set(found) - {"inbound_7"}
+
+
+@pytest.mark.parametrize("release", [{**BASELINE, "strategy": "blue_green"}, {**BASELINE, "strategy": "rolling"}])
+def test_a_baseline_belongs_to_strategy_canary(release: dict[str, Any]) -> None:
+    assert "baseline" not in json.dumps([gateway(released(release))["proxy"], gateway(released(release))["cds"]])
+    assert "inbound_7" not in by_name(sidecar("orders", released(release))["lds"])
+
+
+def test_a_baseline_restarts_no_proxy() -> None:
+    assert gateway(released(BASELINE))["bootstrap"] == gateway()["bootstrap"]
+    assert sidecar("orders", released(BASELINE))["bootstrap"] == sidecar("orders")["bootstrap"]
+
+
+def test_nobody_switches_the_baseline_on_but_the_services_file() -> None:
+    with pytest.raises(EnvoyConfigError, match="baseline: unknown"):
+        Settings.parse({"baseline": True})
+
+
 def test_tokens_are_in_the_agents_file_only_and_that_is_private() -> None:
     documents = gateway_with(SECRET)
     assert TOKEN in json.dumps(documents["proxy"])
@@ -348,9 +386,11 @@ def everything(strategy: str) -> dict[str, Any]:
     return released(sections, routes=limited)
 
 
-@pytest.mark.parametrize("strategy", ["canary", "blue_green", "rolling"])
+@pytest.mark.parametrize("strategy", ["canary", "baseline", "blue_green", "rolling"])
 def test_envoy_accepts_every_strategy(envoy: str, tmp_path: Path, strategy: str) -> None:
     services = everything(strategy)
+    if strategy == "baseline":
+        services = released(BASELINE, routes=services["orders"]["routes"])
     documents = {
         "gateway": gateway_with(SECRET, services),
         **proxies.sidecars("app1", sample.platform(services), Settings()),

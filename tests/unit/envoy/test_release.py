@@ -34,6 +34,8 @@ SECRET = "not a secret"
 TOKEN = pools.pool_token(SECRET, "orders")
 CANARY = {"strategy": "canary", "canary": {"sticky": "cookie", "cohort": {"header": "x-beta", "value": "yes"}}}
 BY_HEADER = {"strategy": "canary", "canary": {"sticky": "header:x-user"}}
+BASELINE = {"strategy": "canary", "canary": {"sticky": "cookie", "baseline": True}}
+BASELINE_BY_HEADER = {"strategy": "canary", "canary": {"sticky": "header:x-user", "baseline": True}}
 NOT_STICKY = {"strategy": "canary", "canary": {"sticky": "none"}}
 BLUE_GREEN = {"strategy": "blue_green", "blue_green": {"mirror": {"percent": 100.0}}}
 SETTINGS = Settings(port=PORT, health_interval=0.25)
@@ -55,10 +57,24 @@ class Stage:
         services["orders"]["calls"] = []
         return dataclasses.replace(sample.platform(services), pool_secret=secret)
 
-    def play(self, release: dict[str, Any], weight: int = 0, *, running: bool = True, secret: str = SECRET) -> None:
-        """Write what the agent would at `weight`, with candidates running or not, and wait until Envoy has it."""
+    def play(
+        self,
+        release: dict[str, Any],
+        weight: int = 0,
+        *,
+        running: bool = True,
+        secret: str = SECRET,
+        split: dict[str, int] | None = None,
+        beside: bool = True,
+    ) -> None:
+        """Write what the agent would at `weight`, with candidates running or not, and wait until Envoy has it.
+
+        `split`: the weights of all pools. `beside`: with a baseline, whether it runs.
+        """
         documents = proxies.gateway("edge1", self.platform(release, secret), SETTINGS)
-        view = view_of(documents["proxy"], weight, running)
+        baseline = pools.has_baseline({"release": release})
+        weights = split or pools.weights_of(weight, baseline=baseline)
+        view = view_of(documents["proxy"], weights, running, baseline and beside)
         for name, document in sorted(view.documents.items()):
             self.gateway.write(self.gateway.xds / name, json.loads(document.content))
         expected = [document.version for document in view.documents.values()]
@@ -71,6 +87,12 @@ class Stage:
             wait_for(
                 lambda: "orders_candidate::127.77.1.31:7115::health_flags::healthy" in self.gateway.get("/clusters"),
                 "a healthy candidate",
+                self.gateway.log,
+            )
+        if baseline and beside:
+            wait_for(
+                lambda: "orders_baseline::127.77.1.31:7117::health_flags::healthy" in self.gateway.get("/clusters"),
+                "a healthy baseline",
                 self.gateway.log,
             )
 
@@ -92,17 +114,17 @@ class Stage:
         return answers
 
 
-def view_of(proxy: dict[str, Any], weight: int, running: bool) -> Any:
-    """The agent's documents of a proxy: one stable instance, and one candidate if `running`."""
+def view_of(proxy: dict[str, Any], weights: dict[str, int], running: bool, baseline: bool = False) -> Any:
+    """The agent's documents of a proxy: one stable instance, one candidate if `running`, one `baseline` if asked."""
     state = RegistryState()
     state.snapshot([Change("agents/app1", b"{}", 1)], 1, 0.0)
     (first,) = (one for one in sample.services()["orders"]["instances"]["placed"] if one["host"] == "app1")
-    members = [first, *(pools.mirrored_slots([first]) if running else [])]
+    beside = pools.mirrored_slots([first], baseline=baseline)
+    members = [first, *(one for one in beside if running or one["pool"] != pools.CANDIDATE)]
     for number, member in enumerate(members):
         value = json.dumps({**member, "instance": member["id"], "version": "1", "weight": 100}).encode()
         state.apply([Change(f"services/orders/app1/{member['slot']}", value, 2 + number)], 0.0)
-    weights = {"weights": {"stable": 100 - weight, "candidate": weight}}
-    state.apply([Change("traffic/orders", json.dumps(weights).encode(), 9)], 0.0)
+    state.apply([Change("traffic/orders", json.dumps({"weights": weights}).encode(), 9)], 0.0)
     return state.proxy_view(parse_proxy("proxy", proxy), "north", 0.0)
 
 
@@ -116,17 +138,18 @@ def stage(envoy: str) -> Iterator[Stage]:
                 root / "etc/causeway/tls" / identity, f"spiffe://{sample.DOMAIN}/{who}", [f"{who}.{sample.DOMAIN}"]
             )
         upstreams = [Upstream("127.89.1.10", 8080, "stable"), Upstream("127.89.1.15", 8080, "candidate")]
-        for upstream in upstreams:
+        beside = Upstream("127.89.1.17", 8080, "baseline")
+        for upstream in (*upstreams, beside):
             stack.callback(upstream.close)
         stage = Stage(root, None, None, *upstreams)  # type: ignore[arg-type]
-        platform = stage.platform(CANARY)
+        platform = stage.platform(BASELINE)
         stage.orders = Proxy(envoy, root, proxies.sidecar("app1", "orders", platform, SETTINGS))
         stage.gateway = Proxy(envoy, root, proxies.gateway("edge1", platform, SETTINGS))
         for proxy in (stage.orders, stage.gateway):
             stack.callback(proxy.stop)
         # The files must be there before Envoy starts.
         documents = proxies.gateway("edge1", platform, SETTINGS)
-        for path, document in view_of(documents["proxy"], 0, True).documents.items():
+        for path, document in view_of(documents["proxy"], {"stable": 100}, True, True).documents.items():
             stage.gateway.write(stage.gateway.xds / path, json.loads(document.content))
         stage.orders.start()
         stage.gateway.start()
@@ -180,6 +203,39 @@ def test_users_only_ever_move_from_stable_to_candidate(stage: Stage, release: di
     assert len(moved) == len(users)
     stage.play(release, 0)
     assert set(served_by(stage.ask_many(users))) == {"stable"}, "the way back"
+
+
+@pytest.mark.parametrize("release", [BASELINE, BASELINE_BY_HEADER], ids=["cookie", "header"])
+def test_users_of_three_pools_never_move_back_to_the_old_version(stage: Stage, release: dict[str, Any]) -> None:
+    """Places move from stable to the baseline or to the candidates, and from the baseline only at the switch."""
+    users = [
+        {"cookie": f"causeway-orders=user-{number}"} if release is BASELINE else {"x-user": f"user-{number}"}
+        for number in range(200)
+    ]
+    before = ["stable"] * len(users)
+    for weight in (1, 5, 25, 40, 50):
+        stage.play(release, weight)
+        now = served_by(stage.ask_many(users))
+        moves = {(old, new) for old, new in zip(before, now) if old != new}
+        assert moves <= {("stable", "baseline"), ("stable", "candidate")}, weight
+        before = now
+    assert set(before) == {"baseline", "candidate"}, "at 50 nothing is left for stable"
+    assert 60 <= before.count("baseline") <= 140, "of 200 at weight 50: outside by chance once in 100 million runs"
+    stage.play(release, 50, beside=False)
+    alone = served_by(stage.ask_many(users))
+    assert alone == [{"baseline": "stable"}.get(pool, pool) for pool in before], "without a baseline they are stable's"
+    stage.play(release, 100)
+    assert set(served_by(stage.ask_many(users))) == {"candidate"}
+    stage.play(release, 0)
+    assert set(served_by(stage.ask_many(users))) == {"stable"}, "the way back"
+
+
+def test_a_gateway_without_the_baseline_gives_its_share_to_stable(stage: Stage) -> None:
+    users = [{"cookie": f"causeway-orders=user-{number}"} for number in range(200)]
+    stage.play(CANARY, 25)
+    wanted = served_by(stage.ask_many(users))
+    stage.play(CANARY, split=pools.weights_of(25, baseline=True))
+    assert served_by(stage.ask_many(users)) == wanted
 
 
 def test_not_sticky_means_each_request_anew(stage: Stage) -> None:

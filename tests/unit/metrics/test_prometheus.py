@@ -59,6 +59,7 @@ def test_services_that_offer_metrics_of_their_own_are_scraped_by_name() -> None:
         ("sidecar-stock-keeper", "inbound_0", {"service": "stock-keeper", "slot": "0", "direction": "inbound"}),
         ("gateway", "orders_candidate", {"service": "orders", "pool": "candidate", "direction": "outbound"}),
         ("sidecar-orders", "catalog_stable", {"service": "catalog", "pool": "stable", "direction": "outbound"}),
+        ("gateway", "orders_baseline", {"service": "orders", "pool": "baseline", "direction": "outbound"}),
         ("gateway", "admin", {}),
     ],
 )

@@ -278,6 +278,97 @@ def test_draining_candidates_take_no_new_requests() -> None:
     assert endpoints(state, cluster="orders_candidate") == {"10.0.0.1": "DRAINING"}
 
 
+# --- the baseline: the old version, so what it cannot take is stable's ---------------------------------------------
+
+THREE = Proxy(
+    "gateway",
+    "/sock",
+    Path("/xds"),
+    {f"orders_{pool}": ("orders", pool) for pool in ("baseline", "stable", "candidate")},
+    {
+        "main": {
+            "name": "main",
+            "weighted_clusters": {
+                "clusters": [{"name": f"orders_{pool}"} for pool in ("baseline", "stable", "candidate")]
+            },
+        }
+    },
+)
+
+
+def three(weight: int, *hosts: str) -> RegistryState:
+    """Stable, a candidate and a baseline on each host; the candidates and the baseline have `weight` each."""
+    state = released(*hosts)
+    state.apply([put(host, 7, 7, pool="baseline") for host in hosts], 0.5)
+    value = {"weights": {"stable": 100 - 2 * weight, "candidate": weight, "baseline": weight}}
+    state.apply([Change("traffic/orders", json.dumps(value).encode(), 8)], 1.0)
+    return state
+
+
+def shares(state: RegistryState, proxy: Proxy = THREE, now: float = 100.0) -> dict[str, int]:
+    resource = json.loads(state.proxy_view(proxy, "north", now).documents["rds/main.json"].content)["resources"][0]
+    if "virtual_hosts" in resource:
+        resource = resource["virtual_hosts"][0]["routes"][0]["route"]
+    return {one["name"].partition("_")[2]: one["weight"] for one in resource["weighted_clusters"]["clusters"]}
+
+
+@pytest.mark.parametrize("weight", [5, 50])
+def test_a_baseline_has_its_share_as_long_as_one_of_it_lives(weight: int) -> None:
+    state = three(weight, "app1", "app2")
+    whole = {"baseline": weight, "stable": 100 - 2 * weight, "candidate": weight}
+    assert shares(state) == whole
+    state.apply([gone("app1", 9, 7)], 2.0)
+    assert shares(state) == whole
+    state.apply([gone("app2", 10, 7)], 3.0)
+    assert shares(state) == {"baseline": 0, "stable": 100 - weight, "candidate": weight}
+    assert state.proxy_view(THREE, "north", 4.0).revisions == {"orders": 10}
+    state.apply([put("app1", 11, 7, pool="baseline")], 5.0)
+    assert shares(state) == whole, "the weights are still what the release said"
+
+
+def test_a_draining_baseline_gives_its_share_to_stable() -> None:
+    state = three(10, "app1")
+    state.apply([Change("drains/orders/app1/7", b"{}", 9)], 2.0)
+    assert shares(state) == {"baseline": 0, "stable": 90, "candidate": 10}
+
+
+def test_a_baseline_lost_with_its_host_is_nobodys_last_resort_while_stable_serves() -> None:
+    state = three(50, "app1", "app2")
+    state.apply([gone("app2", 9, 7)], 2.0)
+    lost = [agent("app1", 10, alive=False), gone("app1", 10), gone("app1", 10, 5), gone("app1", 10, 7)]
+    state.apply(lost, 3.0)
+    view = state.proxy_view(THREE, "north", 100.0)
+    assert json.loads(view.documents["eds/orders_baseline.json"].content)["resources"][0]["endpoints"] == []
+    assert shares(state) == {"baseline": 0, "stable": 50, "candidate": 50}
+
+
+def test_a_baseline_stays_when_all_of_the_old_version_was_lost_or_etcd_is() -> None:
+    state = three(10, "app1")
+    state.apply([agent("app1", 9, alive=False), gone("app1", 9), gone("app1", 9, 5), gone("app1", 9, 7)], 2.0)
+    assert shares(state) == {"baseline": 10, "stable": 80, "candidate": 10}, "the last known ones stay"
+    cut = three(10, "app1", "app2")
+    cut.disconnected(2.0)
+    assert shares(cut) == {"baseline": 10, "stable": 80, "candidate": 10}
+
+
+def test_all_at_once_gone_but_stable() -> None:
+    state = three(50, "app1")
+    state.apply([gone("app1", 9, 5), gone("app1", 10, 7)], 2.0)
+    assert shares(state) == {"baseline": 0, "stable": 100, "candidate": 0}
+
+
+def test_a_stable_pool_that_is_gone_never_gives_the_baselines_share_to_candidates() -> None:
+    state = three(10, "app1")
+    state.apply([gone("app1", 9), gone("app1", 10, 7)], 2.0)
+    assert shares(state)["candidate"] == 10
+
+
+@pytest.mark.parametrize("weight", [10, 50])
+def test_a_proxy_that_knows_no_baseline_gives_its_share_to_stable(weight: int) -> None:
+    """Its configuration is older than the service's file, or newer: the candidates must not get more than theirs."""
+    assert shares(three(weight, "app1"), PROXY) == {"stable": 100 - weight, "candidate": weight}
+
+
 def ways_of(state: RegistryState) -> tuple[list[str], list[str]]:
     """Names of the routes that are left, and the clusters that are mirrored to."""
     route = {

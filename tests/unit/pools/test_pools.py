@@ -148,3 +148,108 @@ def test_addresses_of_ten_slots_differ() -> None:
     assert sorted(item["health_url"] for item in result["instances"]) == [
         f"http://10.89.10.{number}:8080/healthz" for number in range(10, 20)
     ]
+
+
+# --- the baseline -------------------------------------------------------------------------------------------------
+
+
+def with_baseline(*placed: dict[str, Any]) -> dict[str, Any]:
+    return {**described(*placed), "release": {"strategy": "canary", "canary": {"baseline": True}}}
+
+
+def test_a_baseline_stands_beside_each_candidate() -> None:
+    service = with_baseline(*PLACED)
+    for count in (1, 3, 0):
+        ours, theirs = pools.candidates(service, count), pools.baselines(service, count)
+        assert [(one["host"], one["slot"] + 2, one["port"] + 2) for one in ours] == [
+            (one["host"], one["slot"], one["port"]) for one in theirs
+        ]
+        assert {one["pool"] for one in theirs} == {"baseline"}
+    assert pools.baselines(described(*PLACED)) == []
+
+
+def test_no_two_instances_of_a_host_share_a_port_and_all_stay_below_the_next_service() -> None:
+    placed = [entry("app1", slot, "a") for slot in range(pools.BASELINE_PER_HOST)]
+    service = with_baseline(*placed)
+    ports = [one["port"] for one in [*placed, *pools.candidates(service), *pools.baselines(service)]]
+    assert len(set(ports)) == len(ports) == 6
+    assert max(ports) < 7110
+    ready = pools.mirrored_slots(placed, baseline=True)
+    assert sorted(one["port"] for one in ready) == sorted(set(ports) - {7100, 7101})
+    assert [one["pool"] for one in pools.mirrored_slots(placed)] == ["candidate", "candidate"]
+
+
+def test_no_room_for_a_baseline() -> None:
+    with pytest.raises(pools.PoolsError, match=r"per_host: slot 2 has no room for a baseline; .* at most 2 instances"):
+        pools.baselines(with_baseline(*(entry("app1", slot, "a") for slot in range(3))))
+
+
+def test_weights_of_all_pools() -> None:
+    assert pools.weights_of(10) == {"stable": 90, "candidate": 10}
+    assert pools.weights_of(10, baseline=True) == {"stable": 80, "candidate": 10, "baseline": 10}
+    assert pools.weights_of(50, baseline=True) == {"stable": 0, "candidate": 50, "baseline": 50}
+    for weight in (0, 100):
+        assert pools.weights_of(weight, baseline=True) == pools.weights_of(weight)
+    with pytest.raises(pools.PoolsError, match="allowed are 0 to 50 and 100, got 51"):
+        pools.weights_of(51, baseline=True)
+
+
+def test_users_move_from_the_old_version_to_the_new_one_only() -> None:
+    """Envoy walks the clusters in their order: at each place of the hash, never from candidate to another pool."""
+
+    def pool_at(place: int, weight: int) -> str:
+        split = pools.weights_of(weight, baseline=True)
+        for pool in pools.pools_of(with_baseline()):
+            place -= split.get(pool, 0)
+            if place < 0:
+                return pool
+        raise AssertionError
+
+    for place in range(100):
+        seen = [pool_at(place, weight) for weight in (0, 1, 5, 20, 50, 100)]
+        moves = [(a, b) for a, b in zip(seen, seen[1:]) if a != b]
+        assert set(moves[:-1]) <= {("stable", "baseline"), ("stable", "candidate")}, (place, seen)
+        assert seen[-1] == "candidate"
+        assert all(a != "candidate" for a, _b in moves)
+
+
+def test_a_host_knows_its_baseline_by_the_service() -> None:
+    here = [entry("app1", 0, "a")]
+    services = {"orders": with_baseline(*here)}
+    installed = {"orders@5": {"version": "1.1.0"}, "orders@7": {"version": "1.0.0"}}
+    found = filters.service_with_candidates(here, installed, [], services)
+    assert [(one["slot"], one["pool"]) for one in found] == [(0, "stable"), (5, "candidate"), (7, "baseline")]
+    plain = filters.service_with_candidates(here, installed)
+    assert [one["pool"] for one in plain] == ["stable", "candidate", "candidate"]
+
+
+def test_what_is_installed_keeps_its_pool_when_the_services_file_changes_during_a_release() -> None:
+    here = [entry("app1", 0, "a")]
+    installed = {
+        "orders@0": {"version": "1.0.0", "pool": "stable"},
+        "orders@5": {"version": "1.1.0", "pool": "candidate"},
+        "orders@7": {"version": "1.0.0", "pool": "baseline"},
+    }
+    for services in ({"orders": with_baseline(*here)}, {"orders": described(*here)}):
+        found = filters.service_with_candidates(here, installed, [], services)
+        assert [(one["slot"], one["pool"]) for one in found] == [(0, "stable"), (5, "candidate"), (7, "baseline")]
+    left = {"orders@7": {"version": "0.9.0", "pool": "candidate"}}
+    (_stable, again) = filters.service_with_candidates(here, left, ["orders@7"], {"orders": with_baseline(*here)})
+    assert again["pool"] == "baseline", "what a release puts there now is what it wants"
+
+
+def test_site_leaves_a_baseline_alone_and_needs_no_image_for_it() -> None:
+    here = [entry("app1", 0, "a")]
+    image = {"archive": "/images/orders-{version}.tar", "reference": "", "repository": ""}
+    services = {"orders": {**with_baseline(*here), "image": image}}
+    installed = {"orders@0": {"version": "1.0.0"}, "orders@7": {"version": "0.9.0", "pool": "baseline"}}
+    found = filters.service_plan(
+        filters.service_with_candidates(here, installed, [], services), services, installed=installed
+    )
+    assert [one["archive"] for one in found["images"]] == ["/images/orders-1.0.0.tar"]
+    assert (found["stale"], [one["pool"] for one in found["instances"]]) == ([], ["stable", "baseline"])
+    agent = found["files"]["etc/causeway/agent/instances.d/orders-7.json"]["content"]
+    assert '"pool": "baseline"' in agent
+    assert '"version": "0.9.0"' in agent
+    entries = filters.service_with_candidates(here, installed, [], services)
+    assert filters.service_without(entries, "orders", [5, 7]) == here

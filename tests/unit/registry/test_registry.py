@@ -185,6 +185,9 @@ def test_waiting_for(said: Any, words: str) -> None:
         ({"stable": 90, "candidate": 11}, "sum up to 100, not 101"),
         ({"stable": 101, "candidate": -1}, "0 to 100"),
         ({"stable": "x"}, "whole numbers"),
+        ({"stable": 100, "baseline": None}, "whole numbers"),
+        ({"stable": 101, "baseline": -1}, "0 to 100"),
+        ({"stable": 90, "candidate": 10, "baseline": 10}, "sum up to 100, not 110"),
         ({"green": 100}, "unknown pool 'green'"),
         ({}, "not 0"),
     ],
@@ -192,6 +195,27 @@ def test_waiting_for(said: Any, words: str) -> None:
 def test_bad_weights(weights: dict[str, Any], words: str) -> None:
     with pytest.raises(RegistryError, match=words):
         registry.check_weights(weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "clean"),
+    [
+        ({"candidate": "100"}, {"stable": 0, "candidate": 100}),
+        ({"stable": 80, "candidate": 10, "baseline": 10}, {"stable": 80, "candidate": 10, "baseline": 10}),
+        ({"candidate": 50, "baseline": 50}, {"stable": 0, "candidate": 50, "baseline": 50}),
+        ({"stable": 100, "candidate": 0, "baseline": 0}, {"stable": 100, "candidate": 0}),
+        ({"stable": 100, "baseline": "0"}, {"stable": 100, "candidate": 0}),
+    ],
+)
+def test_weights_name_a_baseline_only_while_it_has_some(weights: dict[str, Any], clean: dict[str, int]) -> None:
+    assert registry.check_weights(weights) == clean
+
+
+def test_a_baseline_without_instances_gets_no_traffic() -> None:
+    state = mirror(services__orders__app1__0={}, services__orders__app1__5={"pool": "candidate"})
+    wanted = registry.check_weights({"stable": 80, "candidate": 10, "baseline": 10})
+    with pytest.raises(RegistryError, match="pool 'baseline' of service orders would get 10 % but has no registered"):
+        registry.check_pools(state, "orders", wanted)
 
 
 def test_history_is_bounded_and_completed() -> None:

@@ -104,6 +104,27 @@ def test_it_says(words: str) -> None:
     assert words.lower() in " ".join(Reader(html()).text.lower().split())
 
 
+def test_a_baseline_is_shown_beside_the_other_pools() -> None:
+    services = sample.services()
+    orders = services["orders"]
+    plain = " ".join(Reader(html({"orders": orders})).text.split())
+    assert "Baseline" not in plain
+    assert "1.0.0 (stable)" in plain
+    orders["instances"] += [sample.instance("app1", 7, "baseline", "1.0.0")]
+    orders["traffic"]["weights"] = {"stable": 0, "candidate": 50, "baseline": 50}
+    orders["release"]["release"]["analyses"][-1]["against"] = "baseline"
+    read = Reader(html({"orders": orders}))
+    text = " ".join(read.text.split())
+    assert "Stable pool (1.0.0): 0 % of the traffic" in text
+    assert "Baseline pool (1.0.0): 50 %" in text
+    assert "1.0.0 (baseline)" in text
+    (bar,) = [tag for _name, tag in read.tags if tag.get("class") == "split"]
+    assert bar["aria-label"] == "Traffic: stable 0 %, candidate 50 %, baseline 50 %"
+    widths = [str(tag["style"]) for name, tag in read.tags if name == "span" and "width" in str(tag.get("style"))]
+    assert widths == ["width:50%", "width:0%", "width:50%"], "the whole bar"
+    assert "app1/7north-bbaseline1.0.0yes" in text, "a row of instances"
+
+
 def test_a_release_without_its_controller_is_told() -> None:
     services = sample.services()
     services["orders"]["lock"] = {}

@@ -132,6 +132,12 @@ def test_a_score_is_kept_where_there_is_one() -> None:
     assert "score" not in release_record.clean_analysis({"verdict": "pass", "score": None}, release(), "t")
 
 
+@pytest.mark.parametrize("given", ["baseline", "stable", "", None])
+def test_an_analysis_says_when_it_compared_with_the_baseline(given: str | None) -> None:
+    entry = release_record.clean_analysis({"verdict": "pass", "against": given}, release(), "t")
+    assert entry.get("against") == ("baseline" if given == "baseline" else None)
+
+
 def test_bounds() -> None:
     one = release("shifting")
     for number in range(450):
@@ -216,6 +222,18 @@ FOUND: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "malformed": ({}, {"version": "a b"}, "refuse", "'a b' is not a version"),
     "rolling release cut short": ({"state": "rolling"}, {}, "refuse", "a rolling release was cut short"),
     "rolling release cut short, rolling again": ({"state": "rolling"}, {"strategy": "rolling"}, "start", ""),
+    "a baseline is left over": (
+        record("rolled back"),
+        {"live": [{"host": "app1", "slot": 7, "pool": "baseline", "version": "1.0.0"}]},
+        "undo_then_start",
+        "left over",
+    ),
+    "a baseline has weight": (
+        record("aborted"),
+        {"weights": {"stable": 90, "candidate": 0, "baseline": 10}},
+        "undo_then_start",
+        "left over",
+    ),
     "mixed": ({}, {"live": live("1.0.0", "0.9.0")}, "refuse", "the stable pool runs 0.9.0 beside 1.0.0"),
     "mixed, rolling": ({}, {"live": live("1.0.0", "0.9.0"), "strategy": "rolling", "version": "1.0.0"}, "start", ""),
     "rolling killed": (record("shifting", "rolling"), {"strategy": "rolling"}, "resume", ""),
@@ -329,5 +347,11 @@ def test_the_terminal_shows_tables() -> None:
         "orders   t3     -      1.0.0  1.1.0  canary   under way or cut short  a b",
         "orders   t1     t2     0.9.0  1.0.0  rolling  live",
     ]
+    assert not [line for line in lines if "traffic:" in line]
+    services["orders"]["traffic"] = {"weights": {"stable": 50, "candidate": 25, "baseline": 25}}
+    services["orders"]["instances"].append({"instance": "app1-7", "version": "1.0.0", "zone": "a", "pool": "baseline"})
+    lines = status_lines(services)
+    assert "  app1-7         1.0.0        a, baseline" in lines
+    assert "  traffic: stable 50 %, candidate 25 %, baseline 25 %" in lines
     assert history_lines({}) == ["no release is recorded"]
     assert status_lines({}) == ["the registry knows no service"]

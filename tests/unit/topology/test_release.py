@@ -40,6 +40,7 @@ DEFAULTS = {
         "sticky": "cookie",
         "cohort": {"header": "", "value": ""},
         "instances": 0,
+        "baseline": False,
     },
     "blue_green": {"bake": 60.0, "mirror": {"percent": 0.0}},
     "rolling": {"judge": True, "require": False},
@@ -96,6 +97,7 @@ def test_everything_can_be_said(files):
         "sticky": "header:x-user",
         "cohort": {"header": "x-group", "value": "Beta"},
         "instances": 4,
+        "baseline": False,
     }
     assert found["blue_green"] == {"bake": 0.0, "mirror": {"percent": 12.5}}
     assert (found["rollback_window"], found["analysis"]["interval"]) == (7200.0, 10.0)
@@ -156,6 +158,11 @@ MISTAKES = {
         {"canary": {"instances": 5}},
         ["canary.instances: more candidates than stable instances (got 5; allowed: 0", "to 4, the number of stable"],
     ),
+    "step over the baseline": (
+        {"canary": {"baseline": True, "steps": [{"weight": 51}]}},
+        ["steps[0].weight: no room for the baseline (got 51; allowed: at most 50: with baseline"],
+    ),
+    "baseline": ({"canary": {"baseline": "yes"}}, ["canary.baseline: wrong type"]),
     "mirror": ({"blue_green": {"mirror": {"percent": 101}}}, ["mirror.percent: not valid (got 101"]),
     "bake": ({"blue_green": {"bake": "1d"}}, ["blue_green.bake: not valid", '"1d"']),
     "alpha 0": (
@@ -246,6 +253,14 @@ def test_a_mistake_gets_one_message(files, release, words):
     assert "services/orders.yml:" in problems[0]
     for word in words:
         assert word in problems[0]
+
+
+def test_a_baseline_needs_room_on_the_host(files):
+    files.set("orders", "release", {"strategy": "canary", "canary": {"baseline": True}})
+    assert not files.problems()
+    files.set("orders", "instances/per_host", 3)
+    (problem,) = files.problems()
+    assert "canary.baseline: no room for the baseline on a host (got per_host 3; allowed:" in problem
 
 
 def test_mistakes_come_all_at_once(files):

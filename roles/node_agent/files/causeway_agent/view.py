@@ -23,7 +23,7 @@ from causeway_agent.runtime import canonical
 
 EDS_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 RDS_TYPE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
-STABLE, CANDIDATE = "stable", "candidate"
+STABLE, CANDIDATE, BASELINE = "stable", "candidate", "baseline"
 DEFAULT_WEIGHTS = {STABLE: 100}
 # A lost endpoint is a last resort; an hour after its pool lives without it, its address may belong to somebody else.
 FORGET_AFTER = 3600.0
@@ -228,11 +228,13 @@ class RegistryState:
         if not self.connected or now < self.grace_until:
             return {path: item.entry for path, item in self.lost.items()}
         serving = {(e["service"], e["pool"]) for path, e in self.live.items() if path not in self.drains}
-        return {
-            path: item.entry
-            for path, item in self.lost.items()
-            if (item.entry["service"], item.entry["pool"]) not in serving
-        }
+
+        def replaced(entry: Mapping[str, Any]) -> bool:
+            # A baseline runs what stable runs: a lost one is nobody's last resort while stable serves.
+            pools = {entry["pool"], STABLE} if entry["pool"] == BASELINE else {entry["pool"]}
+            return any((entry["service"], pool) in serving for pool in pools)
+
+        return {path: item.entry for path, item in self.lost.items() if not replaced(item.entry)}
 
     def forget(self, now: float) -> None:
         """Drop lost entries that nobody will need, see FORGET_AFTER."""
@@ -412,20 +414,25 @@ def _fill(
 ) -> set[str]:
     """Set the weights of one weighted_clusters list in place; Envoy refuses a sum of 0, so stable takes all then.
 
-    Candidates that are all gone give their weight to a stable pool that serves: a release that dies costs no requests.
+    Candidates or baselines that are all gone give their weight to a stable pool that serves: a release that dies costs
+    no requests. So does a baseline that this proxy does not know (its service's file was changed and not all hosts have
+    that), else the candidates would get more than the release gave them.
     Never the other way round: only a release decides that a new version takes traffic.
     """
     known = [m for m in members if isinstance(m, dict) and m.get("name") in clusters]
     for member in known:
         service, pool = clusters[member["name"]]
-        member["weight"] = traffic.get(service, DEFAULT_WEIGHTS).get(pool, 0)
+        weights = traffic.get(service, DEFAULT_WEIGHTS)
+        member["weight"] = weights.get(pool, 0)
+        if pool == STABLE and (service, BASELINE) not in [clusters[m["name"]] for m in known]:
+            member["weight"] += weights.get(BASELINE, 0)
     if known and not any(m.get("weight", 0) for m in members if isinstance(m, dict)):
         for member in known:
             member["weight"] = DEFAULT_WEIGHTS.get(clusters[member["name"]][1], 0)
     for member in known:
         service, pool = clusters[member["name"]]
         stable = next((m for m in known if clusters[m["name"]] == (service, STABLE) and m["name"] in alive), None)
-        if pool == CANDIDATE and member["name"] not in alive and stable is not None:
+        if pool in (CANDIDATE, BASELINE) and member["name"] not in alive and stable is not None:
             stable["weight"], member["weight"] = stable["weight"] + member["weight"], 0
     return {clusters[m["name"]][0] for m in known}
 

@@ -237,6 +237,7 @@ def judged(drill: Drill) -> None:
         service,
         canary={
             **platform.inventory["causeway_services"][service]["release"]["canary"],
+            "baseline": options.baseline,
             "steps": [{"weight": options.weight, "duration": float(options.hold)}],
         },
         analysis={"interval": float(options.interval), "alpha": 0.05, "min_requests": 100, "metrics": METRICS},
@@ -460,6 +461,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     one.add_argument("--case", action="append", choices=list(CASES))
     one.add_argument("--weight", type=int, default=10, help="per cent of the traffic; default: %(default)s")
     one.add_argument("--hold", type=float, default=600.0, help="seconds at this weight; default: %(default)g")
+    one.add_argument("--baseline", action="store_true", help="with a baseline pool of the old version")
     one.add_argument("--interval", type=float, default=15.0, help="seconds between verdicts; default: %(default)g")
     one.set_defaults(run=judged)
     one = verbs.add_parser("transitions", help="the controller is killed at every change of state")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from ansible_collections.causeway.platform.plugins.module_utils import migrations
+from ansible_collections.causeway.platform.plugins.module_utils.release_record import migration_done
 
 
 def migration_refusals(
@@ -28,4 +29,4 @@ def migration_refusals(
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"migration_refusals": migration_refusals}
+        return {"migration_refusals": migration_refusals, "migration_done": migration_done}

@@ -186,12 +186,13 @@ def history_lines(services: Mapping[str, Any]) -> list[str]:
                     entry.get("version") or "-",
                     entry.get("strategy") or "rolling",
                     entry.get("outcome") or "under way or cut short",
+                    " ".join(f"{phase}={state}" for phase, state in (entry.get("migrations") or {}).items()) or "-",
                     entry.get("reason") or "",
                 ]
             )
     if not rows:
         return ["no release is recorded"]
-    return table(["SERVICE", "BEGUN", "ENDED", "FROM", "TO", "HOW", "OUTCOME", "REASON"], rows)
+    return table(["SERVICE", "BEGUN", "ENDED", "FROM", "TO", "HOW", "OUTCOME", "DATABASE", "REASON"], rows)
 
 
 def status_lines(services: Mapping[str, Any]) -> list[str]:
@@ -215,6 +216,10 @@ def status_lines(services: Mapping[str, Any]) -> list[str]:
         if judged:
             last = judged[-1]
             lines.append(f"  verdict of {last.get('at')}: {last.get('verdict')}: {last.get('reason')}")
+        for phase in (record.get("release") or {}).get("migrations") or []:
+            took = f" after {phase['took']:g} s" if phase.get("took") else ""
+            reason = f": {phase['reason']}" if phase.get("reason") else ""
+            lines.append(f"  database {phase['phase']}: {phase['state']} at {phase['at']}{took}{reason}")
         if lock:
             lines.append(f"  locked for {lock.get('purpose') or 'no stated purpose'} since {lock.get('at')}")
         for entry in (record.get("history") or [])[-3:]:

@@ -363,6 +363,18 @@ def _release_view(release: Release, number: int) -> dict[str, Any]:
         }
         for one in reversed(release.analyses)
     ]
+    migrations = [
+        {
+            "phase": str(one.get("phase")),
+            "state": str(one.get("state")),
+            "kind": {"done": "good", "failed": "bad", "undone": "bad"}.get(str(one.get("state")), "busy"),
+            "at": show_time(one.get("at")),
+            "took": show_span(float(one.get("took") or 0)) if one.get("took") else "-",
+            "versions": ", ".join(str(version) for version in one.get("versions") or ()) or "-",
+            "reason": one.get("reason") or "-",
+        }
+        for one in release.migrations
+    ]
     return {
         "release": release,
         "strategy": STRATEGIES.get(release.strategy, release.strategy),
@@ -377,6 +389,7 @@ def _release_view(release: Release, number: int) -> dict[str, Any]:
         "analyses": analyses[:SHOWN_ANALYSES],
         "older": analyses[SHOWN_ANALYSES:],
         "transitions": transitions,
+        "migrations": migrations,
         "id": f"r{number}",
     }
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.causeway.platform.plugins.module_utils.release import VERSION, ReleaseError
@@ -22,6 +23,9 @@ Json: TypeAlias = "dict[str, Any]"  # in quotes: Python 3.8 could not import it 
 
 STRATEGIES = ("rolling", "blue_green", "canary")
 COMMANDS = ("abort", "promote", "pause", "resume")
+PHASES = ("expand", "backfill", "contract")
+# How a phase of the database's migrations stands; an expand is done once the running version was proven on it.
+MIGRATION_STATES = ("running", "done", "failed", "undone")
 VERDICTS = ("pass", "fail", "inconclusive", "insufficient_data")
 
 ROLLED_BACK = "rolled back"
@@ -53,7 +57,9 @@ MAX_TRANSITIONS = 100
 MAX_REASON = 1000
 MAX_EVIDENCE = 4096
 MAX_METRICS = 30
+MAX_VERSIONS = 100
 MAX_RELEASE = 256 << 10
+_SERIES = ("transitions", "weights", "analyses", "migrations")
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Release:
     transitions: tuple[Json, ...] = ()
     weights: tuple[Json, ...] = ()
     analyses: tuple[Json, ...] = ()
+    migrations: tuple[Json, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -88,7 +95,7 @@ class Release:
             return None
         known = {one.name for one in fields(cls)}
         found = {name: content for name, content in value.items() if name in known}
-        for name in ("transitions", "weights", "analyses"):
+        for name in _SERIES:
             found[name] = tuple(value.get(name) or ())
         empty = {"id": "", "strategy": "", "version": ""}
         return cls(**{**empty, **found, "from_version": str(value.get("from") or "")})
@@ -97,7 +104,7 @@ class Release:
         """As it is kept in etcd."""
         value = asdict(self)
         value["from"] = value.pop("from_version")
-        for name in ("transitions", "weights", "analyses"):
+        for name in _SERIES:
             value[name] = list(value[name])
         return value
 
@@ -293,6 +300,51 @@ def add_analysis(release: Release, analysis: Mapping[str, Any], at: str) -> Rele
     return _fit(replace(release, changed=at, analyses=(*others, entry)))
 
 
+def _apart(begin: Any, end: str) -> float:
+    """Seconds between two RFC 3339 times; 0 for what is none."""
+    try:
+        first, last = (datetime.fromisoformat(str(text).replace("Z", "+00:00")) for text in (begin, end))
+        return round(max(0.0, (last - first).total_seconds()), 1)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def add_migration(release: Release, migration: Mapping[str, Any], at: str) -> Release:
+    """The release with how a phase of its database's migrations stands: one entry for each phase, in their order.
+
+    ``versions`` are all of the phase's files, applied now or before; the last 100 are kept. A phase that ``running``
+    began gets the seconds that it ``took``. The same again changes nothing. Unlike all else it may come after the end
+    of the release, since a contract does, and leaves ``changed`` alone, from which the rollback window counts.
+    """
+    phase, state = migration.get("phase"), migration.get("state")
+    if phase not in PHASES:
+        raise ReleaseError(f"migration: phase {phase!r} is unknown; allowed: {', '.join(PHASES)}")
+    if state not in MIGRATION_STATES:
+        raise ReleaseError(f"migration: state {state!r} is unknown; allowed: {', '.join(MIGRATION_STATES)}")
+    known = {str(one.get("phase")): one for one in release.migrations}
+    old = known.get(phase) or {}
+    entry = {
+        "phase": phase,
+        "versions": sorted(str(one)[:14] for one in migration.get("versions") or ())[-MAX_VERSIONS:],
+        "state": state,
+        "at": at,
+        "reason": cut(migration.get("reason") or ""),
+        "took": _apart(old.get("at"), at) if old.get("state") == "running" and state != "running" else 0.0,
+    }
+    told = ("versions", "state", "reason")
+    if all(old.get(name) == entry[name] for name in told):
+        return release
+    known[phase] = entry
+    return _fit(replace(release, migrations=tuple(known[one] for one in PHASES if one in known)))
+
+
+def migration_done(value: Mapping[str, Any] | None, phase: str, versions: Sequence[str]) -> bool:
+    """Whether a release (as in a record) has noted that a phase is done with all of these files."""
+    entry = next((one for one in (value or {}).get("migrations") or () if one.get("phase") == phase), {})
+    wanted = sorted(str(one)[:14] for one in versions)[-MAX_VERSIONS:]
+    return entry.get("state") == "done" and list(entry.get("versions") or ()) == wanted
+
+
 # --- the service's record around it -----------------------------------------------------------------------------
 
 
@@ -353,6 +405,7 @@ def advance(
     weight: int | None = None,
     analysis: Mapping[str, Any] | None = None,
     transition: Mapping[str, Any] | None = None,
+    migration: Mapping[str, Any] | None = None,
 ) -> tuple[Json, Json | None]:
     """What changes in a service's record when all of these are done at once, in this order: ``(changes, entry)``."""
     release = Release.of((record or {}).get("release"))
@@ -386,6 +439,11 @@ def advance(
         further, end = settle_record(release)
         changes.update(further)
         entry = {**(entry or {}), **end} if end else entry
+    if migration is not None and (noted := add_migration(release, migration, at)) != release:
+        # Of a release that has ended long ago only this changes: what is live may be another version by now.
+        changes["release"] = noted.as_dict()
+        phases = {one["phase"]: one["state"] for one in noted.migrations}
+        entry = {**(entry or {"version": noted.version, "started": noted.started}), "migrations": phases}
     return changes, entry
 
 

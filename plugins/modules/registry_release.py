@@ -12,8 +12,8 @@ description:
   - The record tells the current and the previous version of a service, the state of a release under way, and the
     history. It is changed by compare-and-swap, so that two writers cannot overwrite each other.
   - A judged release keeps its state, its weights and its verdicts in it. O(begin) starts one, O(transition), O(step),
-    O(weight) and O(analysis) lead it on; all that one task gives is one transaction. A state that may not follow is
-    refused with what is allowed, and a value that is there already changes nothing.
+    O(weight), O(analysis) and O(migration) lead it on; all that one task gives is one transaction. A state that may
+    not follow is refused with what is allowed, and a value that is there already changes nothing.
   - O(command) leaves an operator's request for the controller that runs the release.
   - Without any of these options and without O(current), O(previous), O(release_state) and O(entry) it is only read.
 version_added: "0.1.0"
@@ -130,6 +130,31 @@ options:
       - One verdict, in the shape that M(causeway.platform.canary_analysis) returns. The last 200 are kept, fewer when
         they are large; one of the same C(at) replaces the other.
     type: dict
+  migration:
+    description:
+      - How a phase of the database's migrations stands; the record keeps one entry for each phase. Also allowed after
+        the end of the release, since a contract comes after it.
+    type: dict
+    suboptions:
+      phase:
+        description: The phase.
+        type: str
+        choices: [expand, backfill, contract]
+        required: true
+      versions:
+        description: Versions of all files of the phase, the first 14 digits of their names; the last 100 are kept.
+        type: list
+        elements: str
+        default: []
+      state:
+        description: V(done) after V(running) notes the seconds between as C(took).
+        type: str
+        choices: [running, done, failed, undone]
+        required: true
+      reason:
+        description: Why, or what was done.
+        type: str
+        default: ""
   command:
     description:
       - What the controller of the running release shall do at its next interval. Refused when it makes no sense, such
@@ -243,7 +268,7 @@ release:
            started: "2026-11-22T16:00:00Z", finished: "2026-11-22T16:02:00Z", outcome: live}],
            release: {id: 20261122-160000-core1, strategy: canary, version: 1.1.0, from: 1.0.0, state: settled, step: 2,
            weight: 0, started: "2026-11-22T16:00:00Z", changed: "2026-11-22T16:02:00Z", reason: "",
-           transitions: [], weights: [], analyses: []}}
+           transitions: [], weights: [], analyses: [], migrations: []}}
 revision:
   description: Revision of the record, 0 when there is none.
   returned: always
@@ -285,6 +310,8 @@ from ansible_collections.causeway.platform.plugins.module_utils.registry import 
 from ansible_collections.causeway.platform.plugins.module_utils.release import ReleaseError
 from ansible_collections.causeway.platform.plugins.module_utils.release_record import (
     COMMANDS,
+    MIGRATION_STATES,
+    PHASES,
     STATES,
     STRATEGIES,
     advance,
@@ -322,7 +349,7 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         wanted = before
         if entry is not None or any(value is not None for value in changes.values()):
             wanted = merge_release(before, changes, entry, limit)
-        given = {name: params[name] for name in ("begin", "step", "weight", "analysis", "transition")}
+        given = {name: params[name] for name in ("begin", "step", "weight", "analysis", "transition", "migration")}
         if any(value is not None for value in given.values()):
             wanted = merge_release(wanted, *advance(wanted, at, **given), limit)
         stays = params["command_revision"] not in (None, request_revision)
@@ -407,6 +434,15 @@ def main() -> None:
             "step": {"type": "int"},
             "weight": {"type": "int"},
             "analysis": {"type": "dict"},
+            "migration": {
+                "type": "dict",
+                "options": {
+                    "phase": {"type": "str", "choices": list(PHASES), "required": True},
+                    "versions": {"type": "list", "elements": "str", "default": []},
+                    "state": {"type": "str", "choices": list(MIGRATION_STATES), "required": True},
+                    "reason": {"type": "str", "default": ""},
+                },
+            },
             "command": {"type": "str", "choices": [*COMMANDS, "none"]},
             "command_by": {"type": "str", "default": ""},
             "command_revision": {"type": "int"},

@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
-import json
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
-from running import ENDED, ROOT, Controller, Platform, Traffic, assert_recorded, assert_settled, live, other
+from running import (
+    ENDED,
+    ROOT,
+    Drill,
+    Row,
+    Traffic,
+    assert_recorded,
+    live,
+    other,
+    said_last,
+    traffic_row,
+)
 
 # Every change of a release's state, in order, by the task that records it.
 TRANSITIONS = (
@@ -77,7 +82,6 @@ METRICS = [
         "limit": None,
     },
 ]
-Row = dict[str, Any]
 
 
 def seconds_between(start: str, end: str) -> float:
@@ -89,81 +93,6 @@ def seconds_between(start: str, end: str) -> float:
 def slowest_way_back(report: Row) -> float:
     """Seconds until the last proxy had given all traffic to the old pool."""
     return max((float(one["after_seconds"]) for one in report["back"].values()), default=-1.0)
-
-
-def said_last(text: str, size: int = 1500) -> str:
-    return text.strip()[-size:]
-
-
-class Drill:
-    """One run of this program: the platform, what was found, and whether the claims held."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.platform = Platform(options.inventory)
-        self.folder = Path(tempfile.mkdtemp(prefix="causeway-drill-"))
-        self.rows: list[Row] = []
-        self.broken: list[str] = []
-        self.started = 0
-
-    def note(self, row: Row, claims: dict[str, bool]) -> None:
-        """Keep and print one line; each claim that does not hold is a failure of the drill."""
-        failed = [claim for claim, held in claims.items() if not held]
-        self.rows.append({**row, "broken": failed})
-        self.broken += [f"{row.get('what', '')}: {claim}" for claim in failed]
-        print(json.dumps(self.rows[-1]), flush=True)
-        if self.options.out:
-            Path(self.options.out).write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
-
-    @contextmanager
-    def load(self, mixed: bool = True) -> Iterator[Traffic]:
-        with self.platform.traffic(self.options.rate, mixed=mixed) as traffic:
-            yield traffic
-
-    def report(self, service: str) -> Row:
-        """The report that the last release of a service left."""
-        found: Row = json.loads((self.folder / f"release-{service}.json").read_text())
-        return found
-
-    def variables(self, service: str, version: str, **more: Any) -> Row:
-        return {
-            "release_service": service,
-            "release_version": version,
-            "release_report_dir": str(self.folder),
-            **more,
-        }
-
-    def start(self, verb: str, **variables: Any) -> Controller:
-        self.started += 1
-        return self.platform.start(verb, self.folder / f"{self.started:03}-{verb}.log", **variables)
-
-    def settled(self, service: str, version: str) -> bool:
-        try:
-            assert_settled(self.platform.known(service), self.platform.inventory, service, version)
-        except AssertionError as error:
-            print(f"not settled: {str(error)[:800]}", file=sys.stderr)
-            return False
-        return True
-
-    def services(self, service: str, **release: Any) -> Row:
-        """`causeway_services` with another `release` section for one service, to be given as an extra variable."""
-        changed: Row = copy.deepcopy(self.platform.inventory["causeway_services"])
-        changed[service]["release"].update(release)
-        return changed
-
-    def only(self, service: str) -> str:
-        """The one version that is live; raises AssertionError in the middle of a release."""
-        (version,) = live(self.platform.known(service))
-        return version
-
-
-def traffic_row(load: Traffic) -> Row:
-    summary = load.summary
-    return {
-        **{name: summary[name] for name in ("sent", "failed", "mix", "longest_gap", "slowest", "generator")},
-        "failures": summary["failures"],
-        "p99": summary["latency"]["p99"],
-    }
 
 
 # --- clean ------------------------------------------------------------------------------------------------------------

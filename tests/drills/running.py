@@ -5,7 +5,9 @@ Acceptance tests and drills talk to the platform through this; neither knows how
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -13,7 +15,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +259,81 @@ def assert_recorded(state: dict[str, Any], version: str) -> None:
         record = state["release"].get("release") or {}
         assert record.get("version") == version, record
         assert record.get("state") not in ENDED, record
+
+
+Row = dict[str, Any]
+
+
+def said_last(text: str, size: int = 1500) -> str:
+    return text.strip()[-size:]
+
+
+class Drill:
+    """One run of this program: the platform, what was found, and whether the claims held."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.platform = Platform(options.inventory)
+        self.folder = Path(tempfile.mkdtemp(prefix="causeway-drill-"))
+        self.rows: list[Row] = []
+        self.broken: list[str] = []
+        self.started = 0
+
+    def note(self, row: Row, claims: dict[str, bool]) -> None:
+        """Keep and print one line; each claim that does not hold is a failure of the drill."""
+        failed = [claim for claim, held in claims.items() if not held]
+        self.rows.append({**row, "broken": failed})
+        self.broken += [f"{row.get('what', '')}: {claim}" for claim in failed]
+        print(json.dumps(self.rows[-1]), flush=True)
+        if self.options.out:
+            Path(self.options.out).write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def load(self, mixed: bool = True) -> Iterator[Traffic]:
+        with self.platform.traffic(self.options.rate, mixed=mixed) as traffic:
+            yield traffic
+
+    def report(self, service: str) -> Row:
+        """The report that the last release of a service left."""
+        found: Row = json.loads((self.folder / f"release-{service}.json").read_text())
+        return found
+
+    def variables(self, service: str, version: str, **more: Any) -> Row:
+        return {
+            "release_service": service,
+            "release_version": version,
+            "release_report_dir": str(self.folder),
+            **more,
+        }
+
+    def start(self, verb: str, **variables: Any) -> Controller:
+        self.started += 1
+        return self.platform.start(verb, self.folder / f"{self.started:03}-{verb}.log", **variables)
+
+    def settled(self, service: str, version: str) -> bool:
+        try:
+            assert_settled(self.platform.known(service), self.platform.inventory, service, version)
+        except AssertionError as error:
+            print(f"not settled: {str(error)[:800]}", file=sys.stderr)
+            return False
+        return True
+
+    def services(self, service: str, **release: Any) -> Row:
+        """`causeway_services` with another `release` section for one service, to be given as an extra variable."""
+        changed: Row = copy.deepcopy(self.platform.inventory["causeway_services"])
+        changed[service]["release"].update(release)
+        return changed
+
+    def only(self, service: str) -> str:
+        """The one version that is live; raises AssertionError in the middle of a release."""
+        (version,) = live(self.platform.known(service))
+        return version
+
+
+def traffic_row(load: Traffic) -> Row:
+    summary = load.summary
+    return {
+        **{name: summary[name] for name in ("sent", "failed", "mix", "longest_gap", "slowest", "generator")},
+        "failures": summary["failures"],
+        "p99": summary["latency"]["p99"],
+    }

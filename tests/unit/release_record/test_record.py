@@ -343,9 +343,9 @@ def test_the_terminal_shows_tables() -> None:
     assert "  app1-5         1.1.0        a, candidate, draining" in lines
     assert "  verdict of t: pass: fine" in lines
     assert history_lines(services) == [
-        "SERVICE  BEGUN  ENDED  FROM   TO     HOW      OUTCOME                 REASON",
-        "orders   t3     -      1.0.0  1.1.0  canary   under way or cut short  a b",
-        "orders   t1     t2     0.9.0  1.0.0  rolling  live",
+        "SERVICE  BEGUN  ENDED  FROM   TO     HOW      OUTCOME                 DATABASE  REASON",
+        "orders   t3     -      1.0.0  1.1.0  canary   under way or cut short  -         a b",
+        "orders   t1     t2     0.9.0  1.0.0  rolling  live                    -",
     ]
     assert not [line for line in lines if "traffic:" in line]
     services["orders"]["traffic"] = {"weights": {"stable": 50, "candidate": 25, "baseline": 25}}

@@ -340,7 +340,8 @@ def add_migration(release: Release, migration: Mapping[str, Any], at: str) -> Re
 
 def migration_done(value: Mapping[str, Any] | None, phase: str, versions: Sequence[str]) -> bool:
     """Whether a release (as in a record) has noted that a phase is done with all of these files."""
-    entry = next((one for one in (value or {}).get("migrations") or () if one.get("phase") == phase), {})
+    listed = (value or {}).get("migrations") or ()
+    entry: Mapping[str, Any] = next((one for one in listed if one.get("phase") == phase), {})
     wanted = sorted(str(one)[:14] for one in versions)[-MAX_VERSIONS:]
     return entry.get("state") == "done" and list(entry.get("versions") or ()) == wanted
 

@@ -118,8 +118,8 @@ def test_a_baseline_is_shown_beside_the_other_pools() -> None:
     assert "Stable pool (1.0.0): 0 % of the traffic" in text
     assert "Baseline pool (1.0.0): 50 %" in text
     assert "1.0.0 (baseline)" in text
-    (bar,) = [tag for _name, tag in read.tags if tag.get("class") == "split"]
-    assert bar["aria-label"] == "Traffic: stable 0 %, candidate 50 %, baseline 50 %"
+    (split,) = [tag for _name, tag in read.tags if tag.get("class") == "split"]
+    assert split["aria-label"] == "Traffic: stable 0 %, candidate 50 %, baseline 50 %"
     widths = [str(tag["style"]) for name, tag in read.tags if name == "span" and "width" in str(tag.get("style"))]
     assert widths == ["width:50%", "width:0%", "width:50%"], "the whole bar"
     assert "app1/7north-bbaseline1.0.0yes" in text, "a row of instances"

@@ -326,10 +326,15 @@ def _read(path: Path) -> str:
         return ""
 
 
+def _private(name: str, flags: int) -> int:
+    # The directory is the user's, and root writes here too: it must not follow a link to somewhere else.
+    return os.open(name, flags | os.O_NOFOLLOW, 0o640)
+
+
 def _write(path: Path, text: str) -> None:
     """Replace a file at one moment; it keeps the owner of its directory, also when root writes it."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o640)) as file:
+    with open(temporary, "w", encoding="utf-8", opener=_private) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -343,7 +348,7 @@ def _write(path: Path, text: str) -> None:
 def locked(config: Config, cluster: Cluster) -> Iterator[None]:
     """One at a time: the callback, the unit and the module may come together."""
     path = Path(config.state) / f".{cluster.name}.lock"
-    with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o640)) as file:
+    with open(path, "a", encoding="utf-8", opener=_private) as file:
         owner = path.parent.stat()
         if os.geteuid() == 0:
             os.fchown(file.fileno(), owner.st_uid, owner.st_gid)

@@ -13,8 +13,8 @@ short_description: Pause, resume and reload a host's PgBouncer
 version_added: "0.1.0"
 description:
   - Talks to the admin console over its unix socket, as the user who runs PgBouncer. The module itself runs as root.
-  - A pause belongs to a switchover. It ends by itself, on each host alone, as soon as PgBouncer was pointed to another leader, and at the
-    latest after O(hold) seconds, so that a controller that dies does not stop a service for good.
+  - A pause belongs to a switchover. It ends by itself, on each host alone, as soon as PgBouncer was pointed to another
+    leader, and at the latest after O(hold) seconds, so that a controller that dies does not stop a service for good.
 author: The causeway.platform authors (@causeway)
 options:
   name:
@@ -30,7 +30,8 @@ options:
     choices: [info, paused, resumed, reloaded]
     default: info
   timeout:
-    description: Seconds that running transactions get to end. If they last longer, nothing stays paused and the module fails.
+    description:
+      - Seconds that running transactions get to end. If they last longer, nothing stays paused and the module fails.
     type: float
     default: 10.0
   hold:

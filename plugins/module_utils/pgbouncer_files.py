@@ -87,7 +87,6 @@ def settings(databases: Mapping[str, Mapping[str, Any]], host: str, options: Opt
         "auth_file": f"/{DIRECTORY}/userlist.txt",
         "auth_user": AUTH_USER,
         "auth_query": "SELECT * FROM causeway.user_lookup($1)",
-        "admin_users": options.user,
         "pool_mode": "transaction",
         "max_client_conn": str(
             CONSOLE_CLIENTS + 2 * sum(int(one["pool"]["clients"]) for one in here(databases, host).values())
@@ -137,9 +136,12 @@ def ini(databases: Mapping[str, Mapping[str, Any]], host: str, options: Options)
     return "\n".join(lines) + "\n"
 
 
-def hba(databases: Mapping[str, Mapping[str, Any]], host: str, options: Options) -> str:
-    """Who may connect through the socket: the console's owner, and each application to its own database."""
-    lines = ["# Managed by causeway.platform, role pgbouncer.", f"local pgbouncer {options.user} peer"]
+def hba(databases: Mapping[str, Mapping[str, Any]], host: str) -> str:
+    """Who may connect through the socket: each application to its own database.
+
+    The console needs no line: who runs PgBouncer may use it as user `pgbouncer`.
+    """
+    lines = ["# Managed by causeway.platform, role pgbouncer."]
     for cluster in here(databases, host).values():
         name = cluster["database"]
         lines.append(f"local {name},{name}_ro {name} scram-sha-256")
@@ -155,7 +157,7 @@ def files(
     private = {"mode": "0640", "group": options.user}
     return {
         f"{DIRECTORY}/pgbouncer.ini": {"content": ini(databases, host, options), **private},
-        f"{DIRECTORY}/hba.conf": {"content": hba(databases, host, options), **private},
+        f"{DIRECTORY}/hba.conf": {"content": hba(databases, host), **private},
         f"{DIRECTORY}/userlist.txt": {"content": f'"{AUTH_USER}" "{password}"\n', "secret": True, **private},
         f"{DIRECTORY}/clusters.json": {
             "content": json.dumps(clusters(databases, host, options), indent=2, sort_keys=True) + "\n",

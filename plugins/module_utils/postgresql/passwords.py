@@ -8,7 +8,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+SHARED = "pgbouncer"
+
 
 def password(secret: str, cluster: str, role: str) -> str:
-    """Hex HMAC-SHA256 of ``database/<cluster>/<role>`` under the platform's database secret (design, section 9)."""
+    """Hex HMAC-SHA256 of ``database/<cluster>/<role>`` under the platform's database secret (design, section 9).
+
+    The pooler's own role has one password in all clusters: a PgBouncer has a single users file for those of its host.
+    """
+    cluster = role if role == SHARED else cluster
     return hmac.new(secret.encode(), f"database/{cluster}/{role}".encode(), hashlib.sha256).hexdigest()

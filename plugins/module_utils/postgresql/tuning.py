@@ -69,8 +69,8 @@ def tuning(
     """Parameters of one cluster on a host, sorted by name.
 
     memory: bytes that databases may use on the host, divided by ``clusters``, the number of clusters on it. cpus: its
-    processors, which clusters share as the system sees fit. disk: hdd, ssd, san or nvme. space: bytes of the file system
-    with the data, 0 if unknown. Raises TuningError.
+    processors, which clusters do share. disk: hdd, ssd, san or nvme. space: bytes of the file system with the data,
+    0 if unknown. Raises TuningError.
     """
     for name, value, low in (
         ("memory", memory, MIN_MEMORY),

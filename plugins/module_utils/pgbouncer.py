@@ -468,6 +468,12 @@ def resume(config: Config, cluster: Cluster, console: Console) -> tuple[bool, Ma
         return paused, mark
 
 
+def renew(console: Console) -> None:
+    """Show a renewed certificate: connections to servers are made anew as soon as their transaction is over."""
+    console.run("RELOAD")
+    console.run("RECONNECT")
+
+
 def disconnect(config: Config, cluster: Cluster, console: Console) -> None:
     """Close the writers' connections: their sidecars find a host that can reach the leader."""
     with locked(config, cluster):

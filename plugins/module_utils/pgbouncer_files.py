@@ -63,6 +63,8 @@ def clusters(databases: Mapping[str, Mapping[str, Any]], host: str, options: Opt
                 "max_db_client_connections": int(pool["clients"]),
                 # Passwords are looked up at the local member, which is there also while nobody leads.
                 "auth_dbname": f"{cluster['database']}_ro",
+                # Here and not for all: passwords for the console are looked up nowhere.
+                "auth_user": AUTH_USER,
             },
         }
     return {
@@ -85,7 +87,6 @@ def settings(databases: Mapping[str, Mapping[str, Any]], host: str, options: Opt
         "auth_type": "hba",
         "auth_hba_file": f"/{DIRECTORY}/hba.conf",
         "auth_file": f"/{DIRECTORY}/userlist.txt",
-        "auth_user": AUTH_USER,
         "auth_query": "SELECT * FROM causeway.user_lookup($1)",
         "pool_mode": "transaction",
         "max_client_conn": str(

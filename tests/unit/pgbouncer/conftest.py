@@ -325,7 +325,7 @@ def _pooler(site: Site, host: Host, binary: str) -> None:
         if old and path.endswith("clusters.json"):
             data = json.loads(text)
             for cluster in data["clusters"].values():
-                cluster["options"] = {"pool_size": cluster["options"]["pool_size"]}
+                cluster["options"] = {name: cluster["options"][name] for name in ("auth_user", "pool_size")}
             text = json.dumps(data)
         (etc / Path(path).name).write_text(text, encoding="utf-8")
     host.own(etc, state, *etc.iterdir())
@@ -370,9 +370,7 @@ def site(account: str) -> Iterator[Site]:
         verifier = ""
         for host in site.hosts.values():
             host.socket.mkdir(parents=True)
-            site.authority.write(
-                host.tls, f"spiffe://{DOMAIN}/database", [f"database.{DOMAIN}"], address=host.address
-            )
+            site.authority.write(host.tls, f"spiffe://{DOMAIN}/database", [f"database.{DOMAIN}"], address=host.address)
             key = host.tls / "current/key.pem"
             key.chmod(0o600)
             host.own(host.folder, host.socket, key)
@@ -382,17 +380,13 @@ def site(account: str) -> Iterator[Site]:
             _pooler(site, host, binary)
         documents = _documents(site)
         sidecar = folder / "app1"
-        site.authority.write(
-            sidecar / "etc/causeway/tls/svc-orders", f"spiffe://{DOMAIN}/orders", [f"orders.{DOMAIN}"]
-        )
+        site.authority.write(sidecar / "etc/causeway/tls/svc-orders", f"spiffe://{DOMAIN}/orders", [f"orders.{DOMAIN}"])
         for name, place in (*((name, site.hosts[name].folder) for name in site.hosts), ("sidecar", sidecar)):
             text = json.dumps(documents[name])
             if name == "sidecar":
                 # The source address counts at the other side.
-                text = text.replace(
-                    '"upstream_bind_config": {',
-                    '"upstream_bind_config": {"source_address": {"address": "%s", "port_value": 0}, ' % SIDECAR,
-                )
+                source = json.dumps({"source_address": {"address": SIDECAR, "port_value": 0}})[1:-1]
+                text = text.replace('"upstream_bind_config": {', '"upstream_bind_config": {' + source + ", ")
             proxy = live.Proxy(envoy, place, json.loads(text))
             proxy.start()
             site.proxies.append(proxy)

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -453,7 +453,7 @@ class Place:
     tablespaces: str = ""
 
 
-def restore_options(backup: Backup, target: Target, place: Place) -> list[str]:
+def restore_options(program: Program, name: str, backup: Backup, target: Target, place: Place) -> list[str]:
     """Options of ``pgbackrest restore``. A copy beside must never archive into the repository of the original."""
     options = [f"--pg1-path={place.path}", f"--set={backup.label}", f"--repo={backup.repo}"]
     if place.delta:
@@ -467,7 +467,9 @@ def restore_options(backup: Backup, target: Target, place: Place) -> list[str]:
         if target.exclusive:
             options.append("--target-exclusive")
     if place.beside:
-        options.append("--archive-mode=off")
+        # The queue of asynchronous reading belongs to the cluster itself.
+        own = replace(program, user="").command(name, "archive-get", [f"--repo={backup.repo}", "--no-archive-async"])
+        options += ["--archive-mode=off", f'--recovery-option=restore_command={" ".join(own)} %f "%p"']
         if place.tablespaces:
             options.append(f"--tablespace-map-all={place.tablespaces}")
     return options
@@ -651,7 +653,8 @@ def settings(layout: Layout, control: Mapping[str, str]) -> dict[str, str]:
         "log_destination": "stderr",
         "log_min_messages": "warning",
         "autovacuum": "off",
-        "cron.database_name": "",
+        # Its memory is both written and run, which the unit forbids.
+        "jit": "off",
     }
 
 
@@ -681,7 +684,6 @@ class Instance:
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
         user = self.layout.user or _login()
         found = settings(self.layout, control_settings(self.controldata()))
-        found.pop("cron.database_name")
         files = {
             # Only the owner of the data gets in, as superuser: there is no "trust".
             "pg_hba.conf": "local all all peer map=restored\n",
@@ -794,7 +796,7 @@ def restore(program: Program, name: str, chosen: Backup, target: Target, place: 
     started = time.monotonic()
     with contextlib.suppress(FileNotFoundError):
         marker(place.path).unlink()
-    options = restore_options(chosen, target, place)
+    options = restore_options(program, name, chosen, target, place)
     run(program.command(name, "restore", [*options, "--log-level-console=warn"]))
     return time.monotonic() - started
 

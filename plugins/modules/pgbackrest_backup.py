@@ -11,7 +11,7 @@ short_description: Make a backup of a database cluster, or only its stanza
 description:
   - Runs on the repository host. It creates the stanza where it is missing, checks the way of the log where asked, and
     makes a backup when none of the type is young enough.
-version_added: "0.3.0"
+version_added: "0.1.0"
 options:
   state:
     description:

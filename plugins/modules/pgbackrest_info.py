@@ -11,7 +11,7 @@ short_description: Tell which backups a database cluster has, and whether a rest
 description:
   - Reads the repositories with C(pgbackrest info). With O(target_type) it also chooses the backup that a restore would
     start from, and fails with one clear reason when there is none.
-version_added: "0.3.0"
+version_added: "0.1.0"
 options:
   target_type:
     description:

@@ -13,7 +13,7 @@ description:
     PostgreSQL recover to the target and promote itself.
   - Everything that can be wrong with the target is found before the directory is touched.
   - A restore that was killed is simply run again; with O(delta) it goes on with what is there.
-version_added: "0.3.0"
+version_added: "0.1.0"
 options:
   state:
     description:

@@ -11,6 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.causeway.platform.plugins.module_utils import pgbackrest_config as config
+from ansible_collections.causeway.platform.plugins.module_utils import pgbackrest_report
 
 
 def _secret(value: Any) -> str:
@@ -48,6 +49,21 @@ def backup_runner(clusters: Mapping[str, Any], settings: Mapping[str, Any]) -> d
     return config.runner(clusters, settings)
 
 
+def backup_target(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a restore from the verb's variables."""
+    try:
+        return pgbackrest_report.restore_target(wanted)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def backup_report(
+    verb: str, cluster: str, facts: Mapping[str, Any], check_mode: bool = False, failure: str = ""
+) -> dict[str, Any]:
+    """The report of a verb."""
+    return pgbackrest_report.report(verb, cluster, facts, check_mode=check_mode, failure=failure)
+
+
 class FilterModule:
     """The filters by name."""
 
@@ -57,6 +73,8 @@ class FilterModule:
             "backup_configuration": backup_configuration,
             "backup_key_files": backup_key_files,
             "backup_problems": backup_problems,
+            "backup_report": backup_report,
             "backup_runner": backup_runner,
             "backup_schedules": backup_schedules,
+            "backup_target": backup_target,
         }

@@ -182,12 +182,14 @@ unit:
   sample: causeway-restored-orders-5432.service
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,7 @@ class Act:
             for place in present:
                 shutil.rmtree(place)
             marker(self.path).unlink()
+            Path(f"{self.path}.lock").unlink(missing_ok=True)
         return {"changed": True}
 
     def stop_unit(self) -> None:
@@ -304,7 +307,7 @@ class Act:
         if self.params["instance"] != "none" and not Path(self.params["bin_dir"], "postgres").exists():
             return f"PostgreSQL is not installed in {self.params['bin_dir']}"
         busy = in_use(self.path)
-        if busy:
+        if busy and not self.own_leftover():
             return busy
         filled = path.is_dir() and any(path.iterdir())
         if filled and not self.params["delta"]:
@@ -330,6 +333,26 @@ class Act:
             raise BackrestError(obstacle)
         if self.check_mode:
             return self.result(True, target, {"label": tries[0].label, "bytes": tries[0].size})
+        with self.alone():
+            return self.work_on(tries, target)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A run whose controller died goes on to its end; a second one must not join it."""
+        with Path(f"{self.path}.lock").open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BackrestError(f"another restore into {self.path} is under way; wait for its end") from error
+            yield
+
+    def work_on(self, tries: Sequence[Backup], target: Target) -> dict[str, Any]:
+        """Restore the first of the backups that leads to the target."""
+        params = self.params
+        if self.own_leftover():
+            self.stop_unit()
+            if in_use(self.path):
+                run(self.instance.tool("pg_ctl", "stop", "-s", "-m", "immediate", "-D", self.path, "-t", "60"))
         if params["beside"]:
             # Noted first: a copy that was killed half-way can still be recognised and removed.
             note(self.path, {"request": self.request(target)})
@@ -341,6 +364,15 @@ class Act:
         found = {"request": request, "label": chosen.label, "bytes": chosen.size, **facts}
         note(self.path, found)
         return self.result(True, target, found)
+
+    def own_leftover(self) -> bool:
+        """Whether the server on the directory is one that an earlier restore started."""
+        try:
+            pid = int(Path(self.path, "postmaster.pid").read_text(encoding="utf-8").split()[0])
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (OSError, ValueError, IndexError):
+            return False
+        return f"config_file={self.work}/postgresql.conf" in command
 
     def make_directory(self) -> None:
         """The data directory and that of the tablespaces, for their owner alone."""

@@ -248,6 +248,7 @@ def act(config: Config, kind: str, cluster: str) -> int:
         reason = str(error)
         state["failure"] = {"at": time.time(), "reason": reason}
     del state["running"]
+    state["reason"] = reason  # of the last run; empty when it was good
     dump(path, state)
     publish(config)
     if reason:
@@ -262,6 +263,7 @@ def ended(config: Config, kind: str, cluster: str) -> int:
     if state.pop("running", None) is not None:
         words = f"it was stopped: {os.environ.get('SERVICE_RESULT', 'unknown')} {os.environ.get('EXIT_STATUS', '')}"
         state["failure"] = {"at": time.time(), "reason": words.strip()}
+        state["reason"] = words.strip()
         dump(path, state)
         if kind == "restore-test":
             report(config, cluster, kind, {"ok": False, "reason": words.strip()})

@@ -81,6 +81,21 @@ def test_the_rules_read_only_what_is_kept() -> None:
     assert [name for name in names if not keep.fullmatch(name)] == []
 
 
+def test_databases_are_scraped_with_their_own_identity() -> None:
+    for name in ("postgresql", "patroni", "pgbouncer"):
+        assert jobs()[name]["tls_config"]["server_name"] == "database.shop.internal"
+        assert jobs()[name]["file_sd_configs"][0]["files"] == [f"/var/lib/causeway/file_sd/{name}.json"]
+
+
+def test_the_rules_of_databases_read_only_what_is_kept() -> None:
+    keep = re.compile(prometheus.POSTGRESQL_KEEP)
+    names = set(re.findall(r"pg_(?!basebackup|rewind)[a-z_]+", json.dumps(prometheus.database_rules("1m"))))
+    assert len(names) > 10
+    assert [name for name in names if not keep.fullmatch(name)] == []
+    dropped = ["go_threads", "pg_settings_work_mem_bytes", "pg_stat_user_tables_n_tup_ins", "pg_statio_user_tables_x"]
+    assert [name for name in dropped if keep.fullmatch(name)] == []
+
+
 @pytest.mark.parametrize("value", ["15", "0s", "s", "15 s", "-1s", ""])
 def test_bad_durations_are_refused(value: str) -> None:
     with pytest.raises(prometheus.PrometheusError, match="metrics_scrape_interval"):

@@ -187,6 +187,7 @@ def configuration(
             own,
             *(_job(settings, name, name) for name in FILE_JOBS),
             envoy_job(settings, "gateway", f"gateway.{settings.domain}"),
+            envoy_job(settings, "database", database),
             *(envoy_job(settings, f"sidecar-{name}", f"{name}.{settings.domain}") for name in sorted(services)),
             *(service_job(settings, name, path) for name, path in sorted((paths or {}).items())),
             *(database_job(settings, name, database) for name in DATABASE_JOBS),

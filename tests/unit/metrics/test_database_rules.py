@@ -14,7 +14,7 @@ from ansible_collections.causeway.platform.plugins.module_utils import prometheu
 
 SETTINGS = prometheus.Settings(platform="shop", domain="shop.internal", host="obs1", address="10.77.1.41")
 MINUTES = 90  # of samples; rules are asked at the end
-Evaluate = Callable[[Mapping[str, str], Mapping[str, float]], None]
+Evaluate = Callable[[Mapping[str, str], Mapping[str, "float | None"]], None]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed"

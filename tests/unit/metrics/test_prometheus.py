@@ -32,7 +32,7 @@ def test_every_scrape_is_mutual_tls_with_the_name_that_the_server_shows() -> Non
 
 
 def test_each_proxy_is_scraped_by_exactly_one_job() -> None:
-    for proxy in ("gateway", "sidecar-orders", "sidecar-catalog"):
+    for proxy in ("gateway", "database", "sidecar-orders", "sidecar-catalog"):
         keeping = [
             name
             for name, job in jobs().items()

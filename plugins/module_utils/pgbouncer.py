@@ -119,12 +119,11 @@ def _error_text(body: bytes) -> str:
 
 
 class Console:
-    """PgBouncer's admin console over its unix socket, as the user who runs it (authentication `peer`)."""
+    """PgBouncer's admin console over its unix socket, as the user who runs it: that one needs no password."""
 
-    def __init__(self, path: str, user: str, owner: int | None = None, timeout: float = 5.0) -> None:
+    def __init__(self, path: str, owner: int | None = None, timeout: float = 5.0) -> None:
         """`owner`: user id to connect as, for root."""
         self.path = path
-        self.user = user
         self.owner = owner
         self.timeout = timeout
 
@@ -134,7 +133,7 @@ class Console:
             connection.settimeout(self.timeout if timeout is None else timeout)
             try:
                 self._connect(connection)
-                parameters = f"user\0{self.user}\0database\0pgbouncer\0\0".encode()
+                parameters = b"user\0pgbouncer\0database\0pgbouncer\0\0"
                 body = struct.pack("!i", PROTOCOL) + parameters
                 connection.sendall(struct.pack("!i", len(body) + 4) + body)
                 stream = connection.makefile("rb")
@@ -208,7 +207,7 @@ def _values(body: bytes) -> list[str]:
 
 def console_of(config: Config, owner: int | None = None) -> Console:
     """The console of this host's PgBouncer."""
-    return Console(config.console, config.user, owner)
+    return Console(config.console, owner)
 
 
 # --- Patroni ----------------------------------------------------------------------------------------------------------
@@ -467,6 +466,12 @@ def resume(config: Config, cluster: Cluster, console: Console) -> tuple[bool, Ma
             mark = Mark(mark.leader, mark.since, mark.until, time.time())
             _write_mark(config, cluster, mark)
         return paused, mark
+
+
+def renew(console: Console) -> None:
+    """Show a renewed certificate: connections to servers are made anew as soon as their transaction is over."""
+    console.run("RELOAD")
+    console.run("RECONNECT")
 
 
 def disconnect(config: Config, cluster: Cluster, console: Console) -> None:

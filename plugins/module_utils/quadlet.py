@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .pools import STABLE
+from .postgresql.passwords import password as database_password
 
 UNITS = "etc/containers/systemd"
 SETTINGS = "etc/causeway/services"
@@ -24,6 +25,9 @@ BRIDGE = "cwsvc"
 FIRST_HOST = 10  # instance of slot n has host number 10 + n in the service's network
 MAX_SLOT = 9
 UIDS_PER_SERVICE = 65536
+DATABASE_PORTS = (5432, 5433)  # writer and reader ports of the sidecar
+PASSFILES = "/run/causeway/services"  # copies of the password files, owned by the containers' users
+PASSFILE = "/run/causeway/pgpass"  # inside a container
 VERSION_PATTERN = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")  # the tag of an OCI reference
 NAME_PATTERN = re.compile(r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")
 VARIABLE_PATTERN = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -48,6 +52,8 @@ class Options:
     environment: Mapping[str, str] = field(default_factory=dict)
     tmp_size: str = "64m"
     restart_max_delay: float = 10.0
+    databases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    database_secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,43 @@ def health_url(instance: Instance, options: Options) -> str:
     return f"http://{address_of(instance, options)}:{service['port']}{service['health']['path']}"
 
 
+def database_environment(instance: Instance, options: Options) -> dict[str, str]:
+    """Where the service's database is, in libpq's own variables; empty without one.
+
+    The way to the sidecar stays on the host's own container network; TLS begins there.
+    """
+    database = options.databases.get(instance.name)
+    if not database:
+        return {}
+    writer, reader = DATABASE_PORTS
+    return {
+        "PGHOST": f"{network_of(instance.service, options)}.1",
+        "PGPORT": str(writer),
+        "PGDATABASE": str(database["database"]),
+        "PGUSER": str(database["database"]),
+        "PGPORT_READER": str(reader),
+        "PGDATABASE_READER": f"{database['database']}_ro",
+        "PGSSLMODE": "disable",
+        "PGPASSFILE": PASSFILE,
+    }
+
+
+def passfile(instance: Instance, options: Options) -> str:
+    """The application's password as libpq's password file (PostgreSQL documentation, section 32.16); "" without a
+    database. Raises QuadletError.
+    """
+    database = options.databases.get(instance.name)
+    if not database:
+        return ""
+    if not options.database_secret:
+        raise QuadletError(
+            f"services.{instance.name}.database: its password derives from causeway_secrets.database, which is empty"
+        )
+    user = str(database["database"])
+    word = database_password(options.database_secret, str(database["name"]), user)
+    return f"*:*:*:{user}:{word}\n"
+
+
 def environment_of(instance: Instance, options: Options) -> dict[str, str]:
     """Environment of the process; the service's own entries win over derived ones."""
     service = instance.service
@@ -163,6 +206,7 @@ def environment_of(instance: Instance, options: Options) -> dict[str, str]:
     for call in service.get("calls") or []:
         name = re.sub(r"[^A-Z0-9]", "_", str(call["service"]).upper())
         result[f"{name}_URL"] = f"http://{gateway}:{call['port']}"
+    result.update(database_environment(instance, options))
     for source, given in (
         ("service_environment", options.environment),
         ("environment", service.get("environment") or {}),
@@ -241,8 +285,15 @@ def container_unit(instance: Instance, options: Options) -> str:
         ("Label", f"io.causeway.service={name}"),
         ("Label", f"io.causeway.slot={instance.slot}"),
     ]
+    word = passfile(instance, options)
+    source, copy = f"/{SETTINGS}/{instance.container}.pgpass", f"{PASSFILES}/{instance.container}.pgpass"
+    if word:
+        # U: podman gives the copy to the user that the image names, whatever id that has on this host. libpq takes no
+        # file that others may read, and no other user of the container could.
+        container.append(("Volume", f"{copy}:{PASSFILE}:ro,U"))
     # What the process sees of its configuration; the version is not part of it.
-    seen = json.dumps([container, environment_of(_without_version(instance), options)], sort_keys=True)
+    environment = environment_of(_without_version(instance), options)
+    seen = json.dumps([container, environment, *([word] if word else [])], sort_keys=True)
     container.append(("Label", f"io.causeway.configuration={hashlib.sha256(seen.encode()).hexdigest()[:16]}"))
     return unit_text(
         {
@@ -254,6 +305,7 @@ def container_unit(instance: Instance, options: Options) -> str:
             ],
             "Container": container,
             "Service": [
+                ("ExecStartPre", f"/usr/bin/install -D --mode=0600 {source} {copy}" if word else None),
                 ("Restart", "on-failure"),
                 ("RestartSec", "200ms"),
                 ("RestartSteps", 6),
@@ -325,7 +377,11 @@ def firewall(services: Sequence[Mapping[str, Any]], options: Options) -> str:
         f'\t\tiifname "{BRIDGE}*" ct state established,related accept',
     ]
     for service in services:
-        ports = sorted({int(call["port"]) for call in service.get("calls") or []} | set(options.host_ports))
+        ports = sorted(
+            {int(call["port"]) for call in service.get("calls") or []}
+            | set(options.host_ports)
+            | set(DATABASE_PORTS if service["name"] in options.databases else ())
+        )
         if ports:
             network = network_of(service, options)
             lines.append(
@@ -536,6 +592,9 @@ def plan(
             "mode": "0600",
             "secret": True,
         }
+        word = passfile(instance, options)
+        if word:
+            files[f"{SETTINGS}/{instance.container}.pgpass"] = {"content": word, "mode": "0600", "secret": True}
         files[f"{INSTANCES}/{instance.container}.json"] = {
             "content": json.dumps(agent_instance(instance, options), indent=2, sort_keys=True) + "\n"
         }

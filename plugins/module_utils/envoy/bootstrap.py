@@ -127,15 +127,22 @@ def bootstrap(proxy: str, host: Json, settings: Settings) -> Json:
     }
 
 
-def _static(value: Any, routes: dict[str, Json]) -> Any:
+_NOWHERE: Json = {"ads": {}, "resource_api_version": "V3"}
+# Envoy sets static clusters up before there is an ADS stream, and crashes (1.40.0) on a secret from it.
+_EMPTY: Json = {"path_config_source": {"path": "/dev/null"}, "resource_api_version": "V3"}
+
+
+def _static(value: Any, routes: dict[str, Json], source: Json = _NOWHERE) -> Any:
     """Replace what only exists on the host (files of the agent, secrets) so that the rest can be checked anywhere."""
     if isinstance(value, list):
-        return [_static(item, routes) for item in value]
+        return [_static(item, routes, source) for item in value]
     if not isinstance(value, dict):
         return value
     if "path_config_source" in value:
-        return {"ads": {}, "resource_api_version": "V3"}
-    result = {key: _static(item, routes) for key, item in value.items() if key not in ("rds", "@type")}
+        return source
+    if value.get("type") == "STATIC":
+        source = _EMPTY
+    result = {key: _static(item, routes, source) for key, item in value.items() if key not in ("rds", "@type")}
     if "@type" in value:
         result["@type"] = value["@type"]
     if "rds" in value:

@@ -16,7 +16,7 @@ IDENTITY = "database"
 WRITER, READER = "writer", "reader"
 PORTS = {WRITER: 5432, READER: 5433}
 POOLER_PORT = 6432
-METRICS_PORT = 9104
+METRICS_PORT = 9103
 POOLER = "pooler"
 SOCKET = f"/run/postgresql/.s.PGSQL.{POOLER_PORT}"
 # Seconds after which a peer that acknowledges nothing is dead, with data on its way or without. TCP alone would go on

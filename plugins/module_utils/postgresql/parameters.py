@@ -279,6 +279,20 @@ work_mem|integer|kB|64|2147483647
 xmlbinary|enum|base64,hex
 xmloption|enum|content,document
 """
+# PostgreSQL refuses other numbers of these pages when it starts.
+_BANK = 16
+_BANKED = frozenset(
+    f"{name}_buffers"
+    for name in (
+        "commit_timestamp",
+        "multixact_member",
+        "multixact_offset",
+        "notify",
+        "serializable",
+        "subtransaction",
+        "transaction",
+    )
+)
 _BOOLEANS = {**dict.fromkeys(("on", "true", "yes", "1"), "on"), **dict.fromkeys(("off", "false", "no", "0"), "off")}
 _NUMBER = re.compile(r"([+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?) ?([A-Za-z]*)\Z")
 _MEMORY: dict[str, float] = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
@@ -360,7 +374,7 @@ def _foreign(name: str, extensions: Iterable[str]) -> tuple[str, str | None, str
         return (
             "a parameter of an extension that is not declared",
             show(name),
-            f"extensions with {owner}, or without this",
+            f"with {owner} in extensions only",
         )
     if name in {key for extension in EXTENSIONS.values() for key, _value in extension.settings}:
         return "a parameter that the platform sets itself", None, "any other parameter; this one is derived"
@@ -384,8 +398,9 @@ def _range(known: Parameter) -> str:
     low, high = (f"{one:.0f}" if known.kind == "integer" else f"{one:g}" for one in (known.low, known.high))
     unit = known.unit.lstrip("0123456789")
     forms = _units(unit)
+    step = f", a multiple of {_BANK}" if known.name in _BANKED else ""
     hint = f" (a bare number counts {known.unit}), or with a unit: {choices(forms)}" if forms else ""
-    return f"{'a whole number' if known.kind == 'integer' else 'a number'}, {low} to {high}{hint}"
+    return f"{'a whole number' if known.kind == 'integer' else 'a number'}, {low} to {high}{step}{hint}"
 
 
 def _units(unit: str) -> dict[str, float]:
@@ -404,5 +419,7 @@ def _fits(known: Parameter, text: str) -> bool:
         if given not in forms:
             return False
         number *= forms[given] / (forms[base] * int((count.group() if count else "") or 1))
+    if known.name in _BANKED and round(number) % _BANK:
+        return False
     # PostgreSQL rounds a fraction of an integer to the nearest whole number.
     return known.low <= (round(number) if known.kind == "integer" else number) <= known.high

@@ -5,6 +5,7 @@
 
 `role-change <action> <role> <cluster>`: Patroni's callback. `role-change follow`: looks once a second, because a member
 whose role stays gets no callback when the leader changes. `role-change prepare`: the files that PgBouncer includes.
+`role-change renew`: take over a renewed certificate.
 """
 
 from __future__ import annotations
@@ -88,12 +89,14 @@ def follow(path: str = pgbouncer.CONFIG) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one of the three; returns the exit status."""
+    """Run one of the four; returns the exit status."""
     try:
         if arguments == ["follow"]:
             follow()
         elif arguments == ["prepare"]:
             pgbouncer.prepare(pgbouncer.load_config())
+        elif arguments == ["renew"]:
+            pgbouncer.renew(pgbouncer.console_of(pgbouncer.load_config()))
         elif len(arguments) == 3:
             callback(pgbouncer.load_config(), *arguments)
         else:

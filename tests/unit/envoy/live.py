@@ -81,11 +81,13 @@ class Authority:
             )
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    def write(self, directory: Path, uri: str, dns: list[str], trust: Authority | None = None) -> int:
+    def write(
+        self, directory: Path, uri: str, dns: list[str], trust: Authority | None = None, address: str = "127.0.0.1"
+    ) -> int:
         """A new generation of an identity, then the symlink is swapped; returns the serial number."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri), *(x509.DNSName(name) for name in dns)]
-        names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+        names.append(x509.IPAddress(ipaddress.ip_address(address)))
         cert = (
             self._builder(
                 x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns[0])]), self.cert.subject, key.public_key()
@@ -199,7 +201,7 @@ class Proxy:
     def relocated(self, document: Any) -> Any:
         """The same document for this machine: paths below the root, the lab's networks on loopback."""
         text = json.dumps(document)
-        for prefix in ("/etc/envoy", "/etc/causeway", "/var/lib/causeway", "/run/envoy"):
+        for prefix in ("/etc/envoy", "/etc/causeway", "/var/lib/causeway", "/run/envoy", "/run/postgresql"):
             text = text.replace(prefix, f"{self.root}{prefix}")
         return json.loads(text.replace('"10.89.', '"127.89.').replace('"10.77.', '"127.77.'))
 

@@ -133,7 +133,7 @@ def test_the_pooler_lets_in_the_service_from_its_hosts_only() -> None:
     ]
     assert tcp["typed_config"]["cluster"] == "pooler"
     assert documents["group"] == "causeway-tls-database"
-    assert documents["targets"] == [{"job": "envoy", "address": "10.77.1.41:9104", "labels": {"proxy": "database"}}]
+    assert documents["targets"] == [{"job": "envoy", "address": "10.77.1.41:9103", "labels": {"proxy": "database"}}]
     assert proxies.database("app1", platform(), Settings()) == {}
 
 

@@ -214,3 +214,62 @@ def test_impossible_slots_are_refused(instances: tuple[dict[str, Any], ...]) -> 
 )
 def test_image_of_a_version(image: dict[str, str], reference: str, archive: str) -> None:
     assert quadlet.image_of(service(image=image), "1.1") == {"reference": reference, "archive": archive}
+
+
+DATABASES = {"orders": {"name": "orders", "database": "shop_orders"}}
+
+
+def with_database(secret: str = "s" * 32) -> quadlet.Options:
+    return quadlet.Options(platform="shop", databases=DATABASES, database_secret=secret)
+
+
+def test_a_service_with_a_database_learns_where_it_is() -> None:
+    result = plan(placed(), options=with_database())
+    environment = dict(line.split("=", 1) for line in lines(result, "etc/causeway/services/orders-0.env"))
+    assert {name: value for name, value in environment.items() if name.startswith("PG")} == {
+        "PGHOST": "10.89.10.1",
+        "PGPORT": "5432",
+        "PGDATABASE": "shop_orders",
+        "PGUSER": "shop_orders",
+        "PGPORT_READER": "5433",
+        "PGDATABASE_READER": "shop_orders_ro",
+        "PGSSLMODE": "disable",
+        "PGPASSFILE": "/run/causeway/pgpass",
+    }
+    assert "tcp dport { 5432, 5433, 9001 } accept" in result["files"][quadlet.FIREWALL]["content"]
+
+
+def test_the_password_is_in_one_file_and_nowhere_else() -> None:
+    result = plan(placed(), options=with_database())
+    entry = result["files"]["etc/causeway/services/orders-0.pgpass"]
+    assert (entry["mode"], entry["secret"]) == ("0600", True)
+    host, port, database, user, word = entry["content"].strip().split(":")
+    assert (host, port, database, user) == ("*", "*", "*", "shop_orders")
+    assert len(word) == 64
+    others = json.dumps({path: one for path, one in result["files"].items() if not path.endswith(".pgpass")})
+    assert word not in others
+    unit = lines(result, UNIT)
+    assert "Volume=/run/causeway/services/orders-0.pgpass:/run/causeway/pgpass:ro,U" in unit
+    copy = "/etc/causeway/services/orders-0.pgpass /run/causeway/services/orders-0.pgpass"
+    assert f"ExecStartPre=/usr/bin/install -D --mode=0600 {copy}" in unit
+    assert word not in repr(with_database())
+
+
+def test_another_password_is_another_configuration() -> None:
+    labels = [
+        next(line for line in lines(plan(placed(), options=with_database(secret)), UNIT) if "configuration" in line)
+        for secret in ("a" * 32, "b" * 32)
+    ]
+    assert labels[0] != labels[1]
+
+
+def test_without_a_database_nothing_of_it_is_there() -> None:
+    result = plan(placed(name="other"), services={"other": service("other")}, options=with_database(""))
+    assert "PG" not in result["files"]["etc/causeway/services/other-0.env"]["content"]
+    assert not [path for path in result["files"] if "pgpass" in path]
+    assert "5432" not in result["files"][quadlet.FIREWALL]["content"]
+
+
+def test_a_database_needs_its_secret() -> None:
+    with pytest.raises(quadlet.QuadletError, match=r"causeway_secrets\.database, which is empty"):
+        plan(placed(), options=with_database(""))

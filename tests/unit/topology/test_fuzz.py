@@ -51,6 +51,17 @@ def spots(value, path=()):
         yield from spots(item, (*path, key))
 
 
+DATABASE = {
+    "name": "orders",
+    "members": 1,
+    "placement": {"zones": ["north-a"]},
+    "extensions": ["vector", "pg_cron"],
+    "pool": {"size": 5},
+    "settings": {"work_mem": "64MB", "cron.max_running_jobs": 3},
+    "backup": {"full": "daily", "retention": {"full": 2}, "checks": ["SELECT true"]},
+}
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_junk_anywhere(files, seed):
     chance = random.Random(seed)
@@ -63,6 +74,10 @@ def test_junk_anywhere(files, seed):
     files.set("orders", "routes/0/retries", {"attempts": 1, "backoff": {"base": "10ms"}})
     files.set("platform", "lab", {"name": "x", "network": "10.0.0.0/16", "packages": ["curl"]})
     files.set("platform", "vars", {"x": 1})
+    files.set("orders", "database", copy.deepcopy(DATABASE))
+    files.set(
+        "platform", "regions/north/zones/north-a/hosts/core1/components", ["registry", "trust", "database", "backup"]
+    )
     for _change in range(chance.choice([1, 1, 1, 3])):
         file = chance.choice(["platform", "orders"])
         path = chance.choice([path for path in spots(files.data[file]) if path] or [("x",)])

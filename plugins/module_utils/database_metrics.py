@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 FOLDER = "etc/causeway/database_metrics"
-TARGETS = "etc/causeway/agent/targets.d/database.json"
+TARGETS = "etc/causeway/agent/targets.d/database-metrics.json"
 FIRST_PORT = 19000  # docs/design.md section 9: 19000 + 10 * index
 PGBOUNCER_PORT = 9104  # 9110 and above are the sidecars'
 ROLE = "monitor"

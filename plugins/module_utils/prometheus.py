@@ -277,6 +277,19 @@ def database_rules(window: str) -> list[tuple[str, str]]:
             "cluster:database_archive_failures:increase1h",
             f"sum by (cluster) ({leads('increase(pg_stat_archiver_failed_count[1h])')})",
         ),
+        *(
+            (
+                f"cluster:database_{what}_age:seconds",
+                f"time() - max by (cluster) (causeway_backup_last_success_timestamp_seconds{{kind{kinds}}})",
+            )
+            for what, kinds in (
+                ("backup", '!~"verify|restore-test"'),
+                ("verify", '="verify"'),
+                ("restore_test", '="restore-test"'),
+            )
+        ),
+        # kinds of backups and tests whose last run failed
+        ("cluster:database_backup_failures:sum", "sum by (cluster) (causeway_backup_failed)"),
         ("cluster:database_checkpoints:increase1h", f"{timed} + {requested}"),
         ("cluster:database_checkpoints_requested:ratio1h", f"{requested} / (({timed} + {requested}) > 0)"),
         (

@@ -41,7 +41,7 @@ def test_files_of_a_host() -> None:
     files = database_metrics.files(DATABASES, "db1", "/run/postgresql", {"sockets": "/run/postgresql", "port": 6432})
     folder = "etc/causeway/database_metrics"
     assert sorted(files) == [
-        "etc/causeway/agent/targets.d/database.json",
+        "etc/causeway/agent/targets.d/database-metrics.json",
         f"{folder}/-pgbouncer.conf",
         f"{folder}/-pgbouncer.pgpass",
         f"{folder}/orders.env",

@@ -199,3 +199,24 @@ def test_the_pools(evaluate: Evaluate) -> None:
             f"host_database:pool_servers:ratio{{{at}}}": 0.75,
         },
     )
+
+
+def test_the_age_of_backups_and_of_their_tests(evaluate: Evaluate) -> None:
+    at, now = 'cluster="orders",host="backup1",job="node"', MINUTES * 60
+    good = "causeway_backup_last_success_timestamp_seconds"
+    evaluate(
+        {
+            f'{good}{{{at},kind="full"}}': str(now - 5000),
+            f'{good}{{{at},kind="incremental"}}': str(now - 600),
+            f'{good}{{{at},kind="verify"}}': str(now - 70),
+            f'{good}{{{at},kind="restore-test"}}': str(now - 3600),
+            f'causeway_backup_failed{{{at},kind="full"}}': "1",
+            f'causeway_backup_failed{{{at},kind="verify"}}': "0",
+        },
+        {
+            'cluster:database_backup_age:seconds{cluster="orders"}': 600,
+            'cluster:database_verify_age:seconds{cluster="orders"}': 70,
+            'cluster:database_restore_test_age:seconds{cluster="orders"}': 3600,
+            'cluster:database_backup_failures:sum{cluster="orders"}': 1,
+        },
+    )

@@ -1,0 +1,279 @@
+"""Drills of databases on a running lab, by hand. Each prints as it goes and exits with 1 if a claim failed.
+
+    databases.py faults      every kind of fault at random moments under a ledger: nothing acknowledged may be lost
+    databases.py restore     a ledger with a bad DELETE in the middle, restored to just before it, to a time, to an LSN
+
+The lab must be up and nobody else may break it meanwhile. docs/drills.md tells what each one shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ledger import Cluster, Ledger, instance_away_from, judge
+from running import ROOT, Drill, Row, said_last, why
+
+TTL, LOOP_WAIT = 20.0, 2.0  # seconds, as role postgresql sets them in Patroni
+HOST_LOSS = TTL + LOOP_WAIT + 5.0
+BEFORE = (2.0, 2.0 + 2 * LOOP_WAIT)  # seconds of the ledger before a fault: at any moment of Patroni's loop
+
+
+@dataclass
+class Scene:
+    """One trial: where everything is when the fault comes."""
+
+    drill: Drill
+    cluster: Cluster
+    leader: str
+    client: str  # host of the ledger's client
+    touched: list[str] = field(default_factory=list)
+    told: Row = field(default_factory=dict)
+
+    def on(self, host: str, command: str, timeout: float = 60) -> str:
+        done = self.drill.platform.ssh(host, command, timeout)
+        assert done.returncode == 0, f"{host}: {command}: {done.stderr or done.stdout}"
+        return done.stdout.strip()
+
+    def lab(self, action: str, **options: Any) -> None:
+        name = self.drill.platform.inventory["causeway_lab"]["name"]
+        done = self.drill.platform.module("lab_fault", lab=name, action=action, **options)
+        assert not done["failed"], done.get("msg")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done, how it is undone, and what is claimed of it. ``hold``: seconds that it lasts at least."""
+
+    what: str
+    inflict: Callable[[Scene], None]
+    mend: Callable[[Scene], None] = lambda scene: None
+    hold: float = 0.0
+    bound: float | None = None  # seconds of outage
+    quiet: bool = False  # without an error at the client
+
+
+def switchover(scene: Scene) -> None:
+    done = scene.drill.platform.playbook("database_switchover", database_cluster=scene.cluster.name)
+    assert done.returncode == 0, why(done.stdout)
+
+
+def kill_postmaster(scene: Scene) -> None:
+    scene.on(scene.leader, f"kill -9 $(head -1 {scene.cluster.data}/postmaster.pid)")
+
+
+def kill_both(scene: Scene) -> None:
+    """Patroni first, so that it cannot see the other one die."""
+    main = f"$(systemctl show --property=MainPID --value {scene.cluster.unit})"
+    scene.on(scene.leader, f"kill -9 {main} $(head -1 {scene.cluster.data}/postmaster.pid)")
+
+
+def stop(scene: Scene) -> None:
+    scene.on(scene.leader, f"systemctl kill --kill-whom=all --signal=STOP {scene.cluster.unit}")
+
+
+def cont(scene: Scene) -> None:
+    scene.on(scene.leader, f"systemctl kill --kill-whom=all --signal=CONT {scene.cluster.unit}")
+
+
+def power_off(scene: Scene) -> None:
+    scene.lab("power_off", a=scene.leader)
+
+
+def power_on(scene: Scene) -> None:
+    scene.lab("power_on", a=scene.leader)
+
+
+def cut(scene: Scene) -> None:
+    """From everybody, but from the client's host if nothing else runs there that keeps the cluster: a primary that has
+    lost its cluster and not its clients must not acknowledge anything either.
+    """
+    platform = scene.drill.platform
+    voices = {*scene.cluster.hosts, *platform.having("registry")}
+    if scene.client in voices:
+        scene.lab("isolate", a=scene.leader)
+        scene.told["cut_from"] = "everybody"
+        return
+    scene.told["cut_from"] = "members and registry"
+    for host in sorted(voices - {scene.leader}):
+        scene.lab("cut", a=scene.leader, b=host)
+
+
+def heal(scene: Scene) -> None:
+    scene.lab("heal")
+
+
+def stop_etcd(scene: Scene, hosts: Sequence[str]) -> None:
+    for host in hosts:
+        scene.on(host, "systemctl kill --signal=KILL etcd; systemctl stop etcd")
+        scene.touched.append(host)
+
+
+def start_etcd(scene: Scene) -> None:
+    for host in scene.touched:
+        scene.on(host, "systemctl start --no-block etcd")
+
+
+def lose_etcd_leader(scene: Scene) -> None:
+    leader = scene.drill.platform.registry("registry_info", gather=["cluster"])["leader"]
+    scene.told["etcd"] = leader
+    stop_etcd(scene, [leader])
+
+
+def lose_etcd_quorum(scene: Scene) -> None:
+    members = scene.drill.platform.having("registry")
+    stop_etcd(scene, random.sample(members, len(members) // 2 + 1))
+    scene.told["etcd"] = list(scene.touched)
+
+
+def restart_pooler(scene: Scene) -> None:
+    scene.on(scene.leader, "systemctl restart pgbouncer")
+
+
+FAULTS = [
+    Fault("switchover", switchover, bound=3.0, quiet=True),
+    Fault("postmaster-kill", kill_postmaster, bound=8.0),
+    Fault("patroni-and-postmaster-kill", kill_both, bound=HOST_LOSS),
+    Fault("stop", stop, cont, hold=5.0, bound=HOST_LOSS),
+    Fault("power-off", power_off, power_on, hold=5.0, bound=HOST_LOSS),
+    Fault("cut", cut, heal, hold=5.0, bound=HOST_LOSS),
+    Fault("etcd-leader-loss", lose_etcd_leader, start_etcd, hold=TTL + 5),
+    Fault("etcd-quorum-loss", lose_etcd_quorum, start_etcd, hold=TTL + 10),
+    Fault("pooler-restart", restart_pooler),
+]
+
+
+def trial(drill: Drill, cluster: Cluster, fault: Fault, number: int) -> None:
+    """One fault under one ledger; afterwards all members are back and stream."""
+    chance = random.Random(f"{drill.options.seed}/{fault.what}/{number}")
+    cluster.wait_whole()
+    cluster.prepare()
+    leader = cluster.leader()
+    instance = instance_away_from(drill.platform, cluster.known["service"], leader)
+    scene = Scene(drill, cluster, leader, instance["host"])
+    run = f"{fault.what}-{number}-{int(time.time())}"
+    with Ledger(drill.platform, instance, run, drill.folder, writers=drill.options.writers) as ledger:
+        ledger.wait_acknowledged()
+        time.sleep(chance.uniform(*BEFORE))
+        since = time.time()
+        try:
+            fault.inflict(scene)
+            time.sleep(fault.hold)
+            ledger.wait_acknowledged()
+        finally:
+            fault.mend(scene)
+        recovery = cluster.wait_whole(300)
+        ledger.wait_acknowledged()
+    present = cluster.ids(run)
+    found = judge(ledger.log, present, since)
+    members = {host: sorted(ledger.log.acknowledged - cluster.ids(run, host))[:20] for host in cluster.hosts}
+    row = {
+        "what": fault.what,
+        "trial": number,
+        "leader": leader,
+        "leader_after": cluster.leader(),
+        "client": scene.client,
+        **scene.told,
+        **found,
+        "members_back_after": recovery,
+    }
+    claims = {
+        "nothing acknowledged was lost": found["lost"] == 0,
+        "every member has what was acknowledged": not any(members.values()),
+    }
+    if fault.bound is not None:
+        claims[f"writes were away less than {fault.bound:g} s"] = found["outage"] < fault.bound
+    if fault.quiet:
+        claims["no error at the client"] = found["errors"] == 0
+    if not claims["every member has what was acknowledged"]:
+        row["missing"] = members
+    drill.note(row, claims)
+
+
+def mend_all(drill: Drill, cluster: Cluster) -> None:
+    """Undo whatever a broken trial may have left."""
+    scene = Scene(drill, cluster, "", "")
+    for action in ("heal", "power_on"):
+        for host in [""] if action == "heal" else sorted(drill.platform.inventory["causeway_hosts"]):
+            scene.lab(action, **({"a": host} if host else {}))
+    for host in cluster.hosts:
+        drill.platform.ssh(host, f"systemctl kill --kill-whom=all --signal=CONT {cluster.unit}")
+    for host in drill.platform.having("registry"):
+        drill.platform.ssh(host, "systemctl start --no-block etcd")
+
+
+def faults(drill: Drill) -> None:
+    """All trials of each kind, one kind after the other."""
+    cluster = Cluster(drill.platform, drill.options.cluster)
+    chosen = [one for one in FAULTS if not drill.options.case or one.what in drill.options.case]
+    for fault in chosen:
+        for number in range(1, drill.options.trials + 1):
+            try:
+                trial(drill, cluster, fault, number)
+            except Exception as error:  # the next trial is still worth its time
+                text = f"{type(error).__name__}: {error}"[:1500]
+                drill.note({"what": fault.what, "trial": number, "error": text}, {"the trial ran": False})
+                mend_all(drill, cluster)
+    for line in summary(drill.rows, [one.what for one in chosen]):
+        print(line)
+
+
+def summary(rows: Sequence[Row], kinds: Sequence[str]) -> list[str]:
+    """A line per kind: the worst of its trials."""
+    lines = []
+    for kind in kinds:
+        found = [row for row in rows if row["what"] == kind and "outage" in row]
+        if not found:
+            lines.append(f"{kind}: no trial ran")
+            continue
+        lines.append(
+            f"{kind}: {len(found)} trials, {sum(row['acknowledged'] for row in found)} acknowledged, "
+            f"{sum(row['lost'] for row in found)} lost, {sum(row['unsure'] for row in found)} there without an "
+            f"acknowledgement, writes away {max(row['outage'] for row in found):.2f} s at most, "
+            f"{max(row['errors'] for row in found)} errors at most, "
+            f"all members back {max(row['members_back_after'] for row in found):.0f} s later at most"
+        )
+    return lines
+
+
+def restore(drill: Drill) -> None:
+    raise SystemExit("not yet")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    lab = str(ROOT / "inventories" / "lab" / "platform.yml")
+    parser.add_argument("--inventory", default=lab, help="platform.yml of the lab; default: %(default)s")
+    parser.add_argument("--cluster", default="orders", help="default: %(default)s")
+    parser.add_argument("--writers", type=int, default=4, help="connections of the ledger; default: %(default)s")
+    parser.add_argument("--out", default="", help="file for the results, JSON, written after every trial")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("faults", help="nothing acknowledged is lost, whatever breaks")
+    one.add_argument("--trials", type=int, default=10, help="of each kind; default: %(default)s")
+    one.add_argument("--case", action="append", choices=[fault.what for fault in FAULTS])
+    one.add_argument("--seed", type=int, default=1, help="of the moments of the faults")
+    one.set_defaults(run=faults)
+    one = verbs.add_parser("restore", help="point-in-time recovery around a bad DELETE")
+    one.add_argument("--minutes", type=float, default=5.0, help="of the ledger; default: %(default)g")
+    one.set_defaults(run=restore)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    drill = Drill(options)
+    print(f"logs: {drill.folder}", flush=True)
+    options.run(drill)
+    for broken in drill.broken:
+        print(f"BROKEN {broken}")
+    print(f"{len(drill.rows)} runs, {len(drill.broken)} claims broken")
+    return 1 if drill.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ledger import Cluster, Ledger, instance_away_from, judge
-from running import ROOT, Drill, Row, said_last, why
+from running import ROOT, Drill, Row, why
 
 TTL, LOOP_WAIT = 20.0, 2.0  # seconds, as role postgresql sets them in Patroni
 HOST_LOSS = TTL + LOOP_WAIT + 5.0

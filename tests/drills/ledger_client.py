@@ -2,7 +2,7 @@
 
 Runs inside a container of the service (ledger.py starts it there): what it connects to is the sidecar and, behind it,
 the pooler, with the addresses and the password that the platform gave to the service. Each of a few writers commits one
-row after the other, in a transaction of its own, with an id that no other row ever had. Prints a line of JSON per event:
+row after the other, in a transaction of its own, with an id that no other row had. Prints a line of JSON per event:
 
     {"e": "ready"}                                  all writers are connected
     {"e": "ack", "t": 1764240000.123, "id": 17}     COMMIT of id 17 returned

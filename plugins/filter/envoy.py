@@ -46,10 +46,23 @@ def envoy_sidecars(
     domain: str,
     *,
     hosts: Mapping[str, Any],
+    databases: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    platform = proxies.Platform(domain, hosts, dict(services))
+    platform = proxies.Platform(domain, hosts, dict(services), databases=databases or {})
     return _call(lambda: proxies.sidecars(host, platform, Settings.parse(settings)))
+
+
+def envoy_database(
+    databases: Mapping[str, Any],
+    host: str,
+    domain: str,
+    *,
+    hosts: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    platform = proxies.Platform(domain, hosts, {}, databases=databases)
+    return _call(lambda: proxies.database(host, platform, Settings.parse(settings)))
 
 
 def envoy_files(documents: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +88,7 @@ class FilterModule:
         return {
             "envoy_gateway": envoy_gateway,
             "envoy_sidecars": envoy_sidecars,
+            "envoy_database": envoy_database,
             "envoy_files": envoy_files,
             "envoy_agent_files": envoy_agent_files,
             "vrrp_instance": vrrp_instance,

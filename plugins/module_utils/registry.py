@@ -766,6 +766,7 @@ def set_release(
 
 READER = "reader"
 ROOT = "root"
+OWNED = ("host-", "database-")  # what users and roles of this platform begin with
 
 
 def host_user(host: str) -> str:
@@ -777,8 +778,23 @@ def _prefix_permission(access: str, prefix: str) -> Permission:
     return Permission(access, prefix, prefix_end(prefix).decode())
 
 
-def wanted_roles(keys: Keys, hosts: Mapping[str, Sequence[str]]) -> dict[str, set[Permission]]:
-    """Roles and their permissions; ``hosts`` maps each host to the services that have instances on it."""
+def database_user(cluster: str) -> str:
+    """The etcd user (and role) of a database cluster's Patroni."""
+    return f"database-{cluster}"
+
+
+def database_prefix(platform: str, cluster: str) -> str:
+    """Where Patroni keeps what it knows of a cluster, outside the prefix that agents watch."""
+    return f"/patroni/{platform}/{cluster}/"
+
+
+def wanted_roles(
+    keys: Keys, hosts: Mapping[str, Sequence[str]], databases: Iterable[str] = ()
+) -> dict[str, set[Permission]]:
+    """Roles and their permissions; ``hosts`` maps each host to the services that have instances on it.
+
+    ``databases`` are the clusters; the user of each reads and writes what Patroni keeps of it and nothing else.
+    """
     roles = {f"{READER}-{keys.platform}": {_prefix_permission("READ", keys.prefix)}}
     for host, placed in hosts.items():
         check_label("hosts", host)
@@ -786,6 +802,9 @@ def wanted_roles(keys: Keys, hosts: Mapping[str, Sequence[str]]) -> dict[str, se
         own |= {Permission("WRITE", keys.of(kind, host)) for kind in ("agents", "targets")}
         own |= {_prefix_permission("WRITE", keys.of("services", service, host) + "/") for service in placed}
         roles[host_user(host)] = own
+    for cluster in databases:
+        check_label("databases", cluster)
+        roles[database_user(cluster)] = {_prefix_permission("READWRITE", database_prefix(keys.platform, cluster))}
     return roles
 
 
@@ -812,8 +831,8 @@ def secret_key(keys: Keys) -> str:
 def read_auth(client: EtcdClient, keys: Keys, enabled: bool) -> AuthState:
     """Read users, roles and permissions, only those that this platform may own."""
     owned = (ROOT, f"{READER}-{keys.platform}")
-    users = [name for name in client.user_list() if name in owned or name.startswith("host-")]
-    roles = [name for name in client.role_list() if name in owned or name.startswith("host-")]
+    users = [name for name in client.user_list() if name in owned or name.startswith(OWNED)]
+    roles = [name for name in client.role_list() if name in owned or name.startswith(OWNED)]
     kv = client.get(secret_key(keys))
     return AuthState(
         enabled=enabled,
@@ -823,13 +842,16 @@ def read_auth(client: EtcdClient, keys: Keys, enabled: bool) -> AuthState:
     )
 
 
-def plan_auth(keys: Keys, state: AuthState, hosts: Mapping[str, Sequence[str]], secret: str) -> list[tuple[str, ...]]:
-    """Steps, in order, from ``state`` to what ``hosts`` and ``secret`` ask for.
+def plan_auth(
+    keys: Keys, state: AuthState, hosts: Mapping[str, Sequence[str]], secret: str, databases: Sequence[str] = ()
+) -> list[tuple[str, ...]]:
+    """Steps, in order, from ``state`` to what ``hosts``, ``databases`` and ``secret`` ask for.
 
     A step is ``(verb, user or role, ...)``; passwords are not part of it, so that it can be shown.
     """
-    roles = wanted_roles(keys, hosts)
+    roles = wanted_roles(keys, hosts, databases)
     users = {ROOT: {ROOT}, **{host_user(host): {f"{READER}-{keys.platform}", host_user(host)} for host in hosts}}
+    users.update({database_user(cluster): {database_user(cluster)} for cluster in databases})
     steps: list[tuple[str, ...]] = []
     rotate = state.fingerprint != fingerprint(secret)
     for role in [ROOT, *roles]:
@@ -848,7 +870,7 @@ def plan_auth(keys: Keys, state: AuthState, hosts: Mapping[str, Sequence[str]], 
         has = state.users.get(user, frozenset())
         steps += [("user_grant", user, role) for role in sorted(granted - has)]
         steps += [("user_revoke", user, role) for role in sorted(has - granted)]
-    # Hosts that left the platform keep neither a user nor a role.
+    # Hosts and databases that left the platform keep neither a user nor a role.
     steps += [("user_delete", user) for user in sorted(set(state.users) - set(users))]
     steps += [("role_delete", role) for role in sorted(set(state.roles) - set(roles) - {ROOT})]
     if rotate:

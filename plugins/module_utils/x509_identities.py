@@ -93,6 +93,12 @@ def identities(
         add("metrics", "metrics", [f"metrics.{domain}"])
     if "registry" in components:
         add("operator", "operator")
+    if "database" in components:
+        # A pooler reaches PostgreSQL of its own host over 127.0.0.1 too.
+        ips = dict.fromkeys([str(host["address"]), "127.0.0.1"])
+        add("database", "database", [f"database.{domain}", full], ips, f"database.{domain}")
+    if "backup" in components:
+        add("backup", "backup", [f"backup.{domain}", full], [str(host["address"])], f"backup.{domain}")
     for service in sorted({str(item["service"]) for item in instances}):
         add(f"svc-{service}", service, [f"{service}.{domain}"], (), f"{service}.{domain}")
     for item in extra:

@@ -12,7 +12,8 @@ description:
   - Brings the registry's users and roles to what the platform needs and turns authentication on, all in one task.
   - There is user C(root) for the verbs, and for each host a user C(host-<host>) that may read the platform's keys and
     write only those of its own (its agent, its targets, its proxies and their acknowledgements, and the instances of
-    the services that are placed on it). Users of hosts that are no longer named are deleted.
+    the services that are placed on it), and for each database cluster a user C(database-<cluster>) that may read and
+    write what Patroni keeps of it. Users of hosts and clusters that are no longer named are deleted.
   - Passwords are derived from O(secret); none is passed on or shown. O(username) and O(password) are not used.
 version_added: "0.1.0"
 options:
@@ -31,6 +32,12 @@ options:
       - Filter P(causeway.platform.registry_hosts#filter) makes it.
     type: dict
     required: true
+  databases:
+    description:
+      - All database clusters of the platform. Their keys are below C(/patroni/<platform>/<cluster>/).
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - causeway.platform.etcd
 attributes:
@@ -54,6 +61,7 @@ EXAMPLES = r"""
     endpoints: ["https://10.77.1.21:2379"]
     secret: "{{ causeway_secrets.registry }}"
     hosts: {edge1: [], app1: [orders, catalog]}
+    databases: [orders]
 """
 
 RETURN = r"""
@@ -109,7 +117,7 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     hosts = {host: list(placed or ()) for host, placed in params["hosts"].items()}
     with login(params) as client:
         enabled = client.auth_enabled()
-        steps = plan_auth(keys, read_auth(client, keys, enabled), hosts, params["secret"])
+        steps = plan_auth(keys, read_auth(client, keys, enabled), hosts, params["secret"], params["databases"])
         if not check_mode:
             apply_auth(client, steps, params["secret"])
     told = [" ".join(step) for step in steps]
@@ -129,6 +137,7 @@ def main() -> None:
             "secret": {"type": "str", "required": True, "no_log": True},
             "previous_secret": {"type": "str", "no_log": True},
             "hosts": {"type": "dict", "required": True},
+            "databases": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

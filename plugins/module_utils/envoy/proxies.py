@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from .. import pools as pool_shapes
 from . import bootstrap as boot
+from . import databases as db
 from .clusters import admin, application, pool_name, service_pool, telemetry
 from .common import CLUSTER, LISTENER, RUN_ROOT, XDS_ROOT, EnvoyConfigError, Json, discovery
 from .listeners import gateway_listeners, inbound_listener, metrics_listener, outbound_listener
@@ -18,6 +19,7 @@ from .settings import Settings
 from .tls import secrets, spiffe
 
 GATEWAY = "gateway"
+DATABASE = "database"
 DEFAULT_BUDGET = 20.0
 # Group that Envoy and the node agent share: who may read a file with a token in it.
 READERS = "causeway-envoy"
@@ -32,6 +34,7 @@ class Platform:
     hosts: Mapping[str, Json]
     services: dict[str, Json]
     regions: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    databases: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     # From which the tokens of the header x-causeway-pool derive; "" for none.
     pool_secret: str = dataclasses.field(default="", repr=False)
 
@@ -184,6 +187,10 @@ def sidecar(host_name: str, service_name: str, platform: Platform, settings: Set
         for pool in pool_shapes.pools_of(callee):
             pools[pool_name(call["service"], pool)] = {"service": call["service"], "pool": pool}
             clusters.append(service_pool(proxy, domain, callee, pool, retry_budget=_budget([call]), settings=settings))
+    database = platform.databases.get(service_name)
+    if database:
+        listeners += db.sidecar_listeners(proxy, database, address=f"{network}.1", settings=settings)
+        clusters += db.sidecar_clusters(proxy, domain, database, settings)
     clusters += [admin(proxy), telemetry(settings)]
     listeners.append(
         metrics_listener(
@@ -210,6 +217,36 @@ def sidecars(host_name: str, platform: Platform, settings: Settings) -> dict[str
         sidecar_name(name): sidecar(host_name, name, platform, settings)
         for name in sorted(platform.services)
         if any(instance["host"] == host_name for instance in platform.services[name]["instances"]["placed"])
+    }
+
+
+def database(host_name: str, platform: Platform, settings: Settings) -> dict[str, Json]:
+    """Documents of the proxy before a database host's pooler, by proxy name; {} where no cluster has a member."""
+    host = _host(platform.hosts, host_name)
+    here = {
+        name: one
+        for name, one in platform.databases.items()
+        if any(member["host"] == host_name for member in one["members"])
+    }
+    if not here:
+        return {}
+    proxy, domain = DATABASE, platform.domain
+    listeners = [
+        db.pooler_listener(proxy, domain, host["address"], here, settings),
+        metrics_listener(proxy, host["address"], db.METRICS_PORT, spiffe(domain, "metrics"), settings),
+    ]
+    return {
+        proxy: _documents(
+            proxy,
+            identity=db.IDENTITY,
+            host=host,
+            local=[host],
+            listeners=listeners,
+            clusters=[db.pooler_cluster(settings), admin(proxy), telemetry(settings)],
+            pools={},
+            routes={},
+            settings=settings,
+        )
     }
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .common import CONFIG_ROOT, SECRET, TLS_ROOT, Json, discovery, file_source, named
 
 # Mozilla's "modern" profile: TLS 1.3 only, these three groups.
@@ -53,7 +55,7 @@ def _secret(proxy: str, name: str) -> Json:
 def _common(proxy: str, alpn: list[str]) -> Json:
     return {
         "tls_params": PARAMETERS,
-        "alpn_protocols": alpn,
+        **({"alpn_protocols": alpn} if alpn else {}),
         "tls_certificate_sds_secret_configs": [_secret(proxy, IDENTITY)],
     }
 
@@ -67,13 +69,13 @@ def server_public(proxy: str) -> Json:
     )
 
 
-def server_mutual(proxy: str) -> Json:
+def server_mutual(proxy: str, alpn: Sequence[str] = ("h2", "http/1.1")) -> Json:
     """Transport socket inside the platform: a client certificate of the platform's trust is required."""
     return named(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         common_tls_context={
-            **_common(proxy, ["h2", "http/1.1"]),
+            **_common(proxy, list(alpn)),
             "validation_context_sds_secret_config": _secret(proxy, TRUST),
         },
         require_client_certificate=True,
@@ -83,14 +85,14 @@ def server_mutual(proxy: str) -> Json:
     )
 
 
-def client(proxy: str, domain: str, service: str) -> Json:
+def client(proxy: str, domain: str, service: str, sni: str = "", alpn: Sequence[str] = ("h2",)) -> Json:
     """Transport socket towards a service: own certificate shown, exactly the service's SPIFFE identity accepted."""
     return named(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        sni=f"{service}.{domain}",
+        sni=sni or f"{service}.{domain}",
         common_tls_context={
-            **_common(proxy, ["h2"]),
+            **_common(proxy, list(alpn)),
             "combined_validation_context": {
                 "default_validation_context": {
                     "match_typed_subject_alt_names": [

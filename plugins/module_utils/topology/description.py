@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.causeway.platform.plugins.module_utils.topology import rules, schema
+from ansible_collections.causeway.platform.plugins.module_utils.topology import databases, rules, schema
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted, read_document
 from ansible_collections.causeway.platform.plugins.module_utils.topology.model import (
     Service,
@@ -82,6 +82,7 @@ def read_description(path: Path) -> Description:
             continue
         schema.check(document, schema.SERVICE)
         service = build_service(document, file.parent)
+        databases.settle(topology, service)
         settle_instances(service, len(topology.sites(service)) * service.spec["instances"]["per_host"])
         first = topology.services.setdefault(service.name, service)
         if first is not service:
@@ -93,7 +94,7 @@ def read_description(path: Path) -> Description:
     secrets = None
     if platform.data.get("secrets"):
         secrets = Path(os.path.normpath(path.parent / platform.data["secrets"]))
-        documents.append(check_secrets(secrets))
+        documents.append(check_secrets(secrets, wanted_secrets(topology)))
     problems = [problem for document in documents for problem in document.problems]
     if problems:
         raise DescriptionError(problems)
@@ -118,7 +119,13 @@ def _service_files(platform: Document, folder: Path) -> list[Path]:
     return sorted(files, key=lambda item: natural(item.name))
 
 
-def check_secrets(path: Path) -> Document:
+def wanted_secrets(topology: Topology) -> tuple[str, ...]:
+    """Names that the secrets file must have."""
+    needed = bool(databases.with_database(topology))
+    return tuple(name for name in SECRETS if needed or name not in rules.DATABASE_SECRETS)
+
+
+def check_secrets(path: Path, wanted: Iterable[str] = SECRETS) -> Document:
     """A secrets file in which each value is encrypted on its own. Messages name keys, never values."""
     document = read_document(path, display_path(path))
     if document.problems or document.data is None:
@@ -140,10 +147,14 @@ def check_secrets(path: Path) -> Document:
         if not isinstance(value, Vaulted):
             text = "a secret in plain text" if isinstance(value, (str, int, float)) else "not an encrypted value"
             document.report((key,), text, None, rules.VAULT)
-    for key in SECRETS:
+    wanted = tuple(wanted)
+    for key in wanted:
         if key not in document.data:
             near = suggest(key, [name for name in document.data if name not in SECRETS])
-            document.report((), f"the secret {key} is missing{near}", None, f"{choices(SECRETS)} and your own")
+            text = f"the secret {key} is missing{near}"
+            if key in rules.DATABASE_SECRETS:
+                text += "; a service has a database: run the playbook causeway.platform.secrets_init again"
+            document.report((), text, None, f"{choices(wanted)} and your own")
     return document
 
 
@@ -179,6 +190,7 @@ def _derive(topology: Topology, path: Path, secrets: Path | None) -> Description
         for instance in service.spec["instances"]["placed"]:
             placed[instance["host"]].append(instance)
         services[name] = service.spec
+    clusters = databases.derive(topology, services, hosts)
     variables: dict[str, Any] = {
         "causeway_platform": topology.platform,
         "causeway_domain": topology.domain,
@@ -192,6 +204,7 @@ def _derive(topology: Topology, path: Path, secrets: Path | None) -> Description
         },
         "causeway_hosts": hosts,
         "causeway_services": services,
+        "causeway_databases": clusters,
         "causeway_lab": _lab(topology, path),
     }
     free = dict(topology.vars)
@@ -207,7 +220,7 @@ def _derive(topology: Topology, path: Path, secrets: Path | None) -> Description
             for name, host in hosts.items()
         },
         {host.name: host.vars for host in topology.hosts if host.vars},
-        _groups(topology, services),
+        _groups(topology, services, clusters),
         secrets,
         rules.advice(topology),
     )
@@ -234,7 +247,7 @@ def instances(service: Service, topology: Topology, hosts: dict[str, dict[str, A
     ]
 
 
-def _groups(topology: Topology, services: dict[str, Any]) -> dict[str, Group]:
+def _groups(topology: Topology, services: dict[str, Any], clusters: dict[str, Any]) -> dict[str, Group]:
     groups = {
         component: Group([host.name for host in topology.with_component(component)]) for component in schema.COMPONENTS
     }
@@ -248,6 +261,8 @@ def _groups(topology: Topology, services: dict[str, Any]) -> dict[str, Group]:
         groups[f"zone_{underscored(host.zone)}"].hosts.append(host.name)
     for name, service in services.items():
         groups[f"service_{underscored(name)}"] = Group(_unique(item["host"] for item in service["instances"]["placed"]))
+    for name, cluster in clusters.items():
+        groups[f"database_{underscored(name)}"] = Group([item["host"] for item in cluster["members"]])
     return groups
 
 

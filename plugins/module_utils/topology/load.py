@@ -86,6 +86,10 @@ class Document:
         """Adds a problem at a path of this file."""
         self.problems.append(Problem(self.file, path, text, got, allowed, self.line(path)))
 
+    def refused(self, *path: Any) -> bool:
+        """Whether something at or below a path of this file has been reported already."""
+        return any(problem.path[: len(path)] == path for problem in self.problems)
+
 
 class _Broken(Exception):
     def __init__(self, text: str, line: int = 0, got: str | None = None, allowed: str | None = None) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.causeway.platform.plugins.module_utils.topology.databases import build_database
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document
 from ansible_collections.causeway.platform.plugins.module_utils.topology.placement import Site
 from ansible_collections.causeway.platform.plugins.module_utils.topology.schema import (
@@ -384,6 +385,7 @@ def build_service(document: Document, folder: Path) -> Service:
             "hooks": [_hook(hook or {}, folder) for hook in release.get("hooks") or []],
         },
         "migrations": _migrations(data.get("migrations"), folder, name),
+        "database": build_database(data["database"], name) if "database" in data else {},
         "slo": {
             "availability": float(slo.get("availability", 99.9)),
             "latency_p99": _seconds(slo, "latency_p99", 0.25),

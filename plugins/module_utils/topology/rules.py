@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils import migrations
 from ansible_collections.causeway.platform.plugins.module_utils.pools import BASELINE_PER_HOST, BASELINE_WEIGHT
+from ansible_collections.causeway.platform.plugins.module_utils.topology import databases
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
 from ansible_collections.causeway.platform.plugins.module_utils.topology.model import Host, Service, Topology
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import choices, nearest, show, suggest
@@ -25,9 +26,9 @@ from ansible_collections.causeway.platform.plugins.module_utils.topology.schema 
 
 QUORUM = (3, 5, 7)
 RESERVED_HOSTS = frozenset({*COMPONENTS, "all", "ungrouped", "localhost"})
-RESERVED_SERVICES = frozenset({"gateway", "metrics", "operator", "host"})
-# ssh, etcd, Prometheus, exporters and agent, Envoy metrics (9110 + service index)
-RESERVED_PORTS = frozenset(
+RESERVED_SERVICES = frozenset({"gateway", "metrics", "operator", "host", "database", "backup"})
+# ssh, etcd, Prometheus, exporters and agent, Envoy metrics (9110 + service index), databases
+RESERVED_PORTS = databases.PORTS.union(
     {22, 2379, 2380, 9090, 9100, 9101, 9102, *range(9110, 9110 + (MESH_PORTS[1] - MESH_PORTS[0]) // SLOTS + 1)}
 )
 SECRET_NAME = re.compile(
@@ -41,6 +42,7 @@ DERIVED = frozenset(
         "causeway_regions",
         "causeway_hosts",
         "causeway_services",
+        "causeway_databases",
         "causeway_secrets",
         "causeway_lab",
         "causeway_host",
@@ -234,6 +236,10 @@ def check_ports(topology: Topology) -> None:
         port = service.spec["mesh_port"]
         if port is None:
             continue
+        own = sorted(RESERVED_PORTS.intersection(range(port, port + SLOTS)))
+        if own:
+            text = f"port {own[0]} is the platform's own"
+            service.document.report(("mesh_port",), text, str(port), f"{_free_port(topology)}, for example")
         for other, owner in taken:
             if abs(other - port) < SLOTS:
                 text = f"ports {port} to {port + SLOTS - 1} are taken: {owner.name} has {other} to {other + SLOTS - 1}"
@@ -244,6 +250,7 @@ def check_ports(topology: Topology) -> None:
 
 def _free_port(topology: Topology) -> int:
     used = [service.spec["mesh_port"] or 0 for service in topology.services.values()]
+    used += [port for port in RESERVED_PORTS if MESH_PORTS[0] <= port < MESH_PORTS[1] + SLOTS]
     free = (port for port in range(7100, MESH_PORTS[1] + 1, SLOTS) if all(abs(port - other) >= SLOTS for other in used))
     return next(free, MESH_PORTS[0])
 
@@ -283,11 +290,12 @@ def check_service(topology: Topology, service: Service) -> None:
     _check_release(service)
     _check_hooks(service)
     _check_migrations(topology, service)
+    databases.check_database(topology, service)
 
 
 def _refused(service: Service, *path: Any) -> bool:
     """Whether something at or below a path of the file has been reported already."""
-    return any(problem.path[: len(path)] == path for problem in service.document.problems)
+    return service.document.refused(*path)
 
 
 def _check_instances(topology: Topology, service: Service) -> None:
@@ -535,7 +543,9 @@ def _check_metric(service: Service, where: tuple[Any, ...], metric: dict[str, An
 
 
 # What no hook may sign with: the platform derives its own passwords and tokens from these.
-OWN_SECRETS = ("registry", "hsm_pin", "hsm_so_pin")
+OWN_SECRETS = ("registry", "hsm_pin", "hsm_so_pin", "database", "backup")
+# Needed only where a service has a database.
+DATABASE_SECRETS = ("database", "backup")
 # What has happened at these stages stays, so no hook can stop it.
 TOLD_ONLY = ("promoted", "rolled_back")
 
@@ -659,6 +669,7 @@ def check_all(topology: Topology) -> None:
         check_route_table,
         check_calls,
         check_gateways,
+        databases.check_databases,
     ]
     for service in topology.services.values():
         check_service(topology, service)
@@ -685,4 +696,4 @@ def advice(topology: Topology) -> list[str]:
                 f"service {service.name}: a release takes {batch} of {service.count} instances out at once, which goes"
                 f" below instances.min, {low}, and will be refused; raise instances.count"
             )
-    return found
+    return found + databases.advice(topology)

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The shape of platform.yml and of a service file, as JSON Schema (draft 2020-12), and its errors in plain words.
 
-``allowed`` next to a rule is our annotation: what a message says is allowed. ``duration``, ``size``, ``ipv4`` and
-``network`` are keywords of our own.
+``allowed`` next to a rule is our annotation: what a message says is allowed. ``duration``, ``size``, ``ipv4``,
+``network`` and ``calendar`` are keywords of our own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from ansible_collections.causeway.platform.plugins.module_utils.topology.problem
     suggest,
     type_name,
 )
-from ansible_collections.causeway.platform.plugins.module_utils.topology.units import parse_duration, parse_size
+from ansible_collections.causeway.platform.plugins.module_utils.topology.units import (
+    check_calendar,
+    parse_duration,
+    parse_size,
+)
 
 try:
     import jsonschema
@@ -32,7 +36,7 @@ except ImportError:  # the plugin turns this into one clear sentence
     HAS_JSONSCHEMA = False
 
 PLUGIN = "causeway.platform.topology"
-COMPONENTS = ("gateway", "registry", "services", "metrics", "trust")
+COMPONENTS = ("gateway", "registry", "services", "metrics", "trust", "database", "backup")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 STRATEGIES = ("rolling", "blue_green", "canary")
 SSL_MODES = ("disable", "require", "verify-ca", "verify-full")
@@ -47,6 +51,7 @@ SLOTS = 10
 STABLE_SLOTS = 5  # the other five are the candidates'
 MESH_PORTS = (7000, 8990)
 CALL_PORTS = (9001, 9080)
+MAX_MEMBERS = 7
 
 LABEL = r"^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
 _LABEL_TEXT = "a DNS label: lower-case letters, digits and dashes, first a letter, last no dash, at most 63"
@@ -339,6 +344,71 @@ _MIGRATIONS = _map(
     ("database",),
 )
 
+_CALENDAR = {
+    "type": "string",
+    "calendar": True,
+    "empty": True,
+    "allowed": 'a calendar expression of systemd, such as "Sun *-*-* 02:00:00" or daily, or "" for never',
+}
+_PLACEMENT = _map(
+    {
+        "regions": {"type": "array", "items": _NAME, "uniqueItems": True},
+        "zones": {"type": "array", "items": _NAME, "uniqueItems": True},
+    }
+)
+_DATABASE = {
+    **_map(
+        {
+            "name": _text(r"^[a-z][a-z0-9_]{0,39}\Z", "lower-case letters, digits and _, first a letter, at most 40"),
+            "members": _whole(1, MAX_MEMBERS),
+            "placement": _PLACEMENT,
+            "strict": _BOOLEAN,
+            "max_lag": {
+                "type": "string",
+                "size": [64 << 10, 1 << 40],
+                "allowed": "64K to 1T, in K, M, G or T, such as 16M",
+            },
+            "extensions": {
+                "type": "array",
+                "items": _text(r"^[a-z][a-z0-9_-]{0,62}\Z", "the name of an extension, as in CREATE EXTENSION"),
+                "uniqueItems": True,
+            },
+            "pool": _map({"size": _whole(1, 500), "reserve": _whole(0, 500), "clients": _whole(1, 100_000)}),
+            "settings": {
+                "type": "object",
+                "propertyNames": {
+                    "pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,62}(?:\.[A-Za-z_][A-Za-z0-9_]{0,62})?\Z",
+                    "allowed": "the name of a PostgreSQL parameter",
+                },
+                "additionalProperties": {
+                    "type": ["string", "number", "boolean"],
+                    "pattern": r"^[^\x00-\x1f\x7f]{0,1000}\Z",
+                    "allowed": "one line of text, a number, or true or false",
+                },
+            },
+            "backup": _map(
+                {
+                    "full": _CALENDAR,
+                    "differential": _CALENDAR,
+                    "incremental": _CALENDAR,
+                    "restore_test": _CALENDAR,
+                    "retention": _map({"full": _whole(1, 1000), "differential": _whole(1, 1000)}),
+                    "checks": {
+                        "type": "array",
+                        "maxItems": 50,
+                        "items": {
+                            **_text(r"^[^\x00-\x08\x0b-\x1f]*\S[^\x00-\x08\x0b-\x1f]*\Z", "a query that returns true"),
+                            "maxLength": 4000,
+                        },
+                    },
+                }
+            ),
+        }
+    ),
+    "type": ["object", "null"],
+    "allowed": "a mapping; {} for every default",
+}
+
 SERVICE: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "service file",
@@ -390,12 +460,7 @@ SERVICE: dict[str, Any] = {
                     "per_host": _whole(1, STABLE_SLOTS),
                 }
             ),
-            "placement": _map(
-                {
-                    "regions": {"type": "array", "items": _NAME, "uniqueItems": True},
-                    "zones": {"type": "array", "items": _NAME, "uniqueItems": True},
-                }
-            ),
+            "placement": _PLACEMENT,
             "routes": {
                 "type": "array",
                 "items": _map(
@@ -446,6 +511,7 @@ SERVICE: dict[str, Any] = {
                 }
             ),
             "migrations": _MIGRATIONS,
+            "database": _DATABASE,
             "slo": _map(
                 {
                     "availability": {
@@ -512,6 +578,7 @@ def _make(schema: dict[str, Any]) -> Any:
         "size": _within(parse_size),
         "ipv4": _parses(address_of),
         "network": _parses(network_of),
+        "calendar": _parses(check_calendar),
     }
     return validators.extend(base, keywords, type_checker=types)(schema)
 

@@ -368,6 +368,7 @@ def test_auth_from_nothing(own_server: Server, run_module: Run) -> None:
         "endpoints": [own_server.url],
         "secret": SECRET,
         "hosts": {"app1": ["orders"], "edge1": []},
+        "databases": ["orders", "old"],
         "password": None,
     }
     result = four_steps(run_module, "etcd_auth", **params)
@@ -378,10 +379,15 @@ def test_auth_from_nothing(own_server: Server, run_module: Run) -> None:
     keys = registry.Keys(platform)
     with own_server.client("host-app1") as client:
         client.put(keys.of("services", "orders", "app1", 0), "{}")
-    # The service moves, a host leaves, another one comes.
-    moved = {**params, "hosts": {"app1": [], "app2": ["orders"]}}
+    with own_server.client("database-orders") as client:
+        client.put(f"/patroni/{platform}/orders/leader", "core1")
+        for foreign in (f"/patroni/{platform}/old/leader", f"/patroni/{platform}/orders-2/leader", keys.of("x")):
+            with pytest.raises(etcd.AuthFailed):
+                client.put(foreign, "core1")
+    # The service moves, a host leaves, another one comes; a database goes.
+    moved = {**params, "hosts": {"app1": [], "app2": ["orders"]}, "databases": ["orders"]}
     result = four_steps(run_module, "etcd_auth", **moved)
-    assert "user_delete host-edge1" in result["steps"]
+    assert {"user_delete host-edge1", "user_delete database-old", "role_delete database-old"} <= set(result["steps"])
     with own_server.client("host-app1") as client, pytest.raises(etcd.AuthFailed):
         client.put(keys.of("services", "orders", "app1", 0), "{}")
     with own_server.client("host-app2") as client:
@@ -396,6 +402,7 @@ def test_auth_from_nothing(own_server: Server, run_module: Run) -> None:
         "user_password root",
         "user_password host-app1",
         "user_password host-app2",
+        "user_password database-orders",
     ]
     with own_server.client("host-app1", registry.password(other, "host-app1")) as client:
         client.get(keys.of("x"))

@@ -241,6 +241,13 @@ def test_roles_cover_own_keys_only() -> None:
     }
 
 
+def test_a_database_has_its_own_keys_only() -> None:
+    roles = registry.wanted_roles(KEYS, {}, ["orders"])
+    assert roles["database-orders"] == {Permission("READWRITE", "/patroni/shop/orders/", "/patroni/shop/orders0")}
+    with pytest.raises(RegistryError, match="databases: 'Orders' is not a DNS label"):
+        registry.wanted_roles(KEYS, {}, ["Orders"])
+
+
 def test_a_thousand_hosts_are_planned_at_once() -> None:
     hosts = {f"app{number}": ["orders", "catalog"] for number in range(1000)}
     empty = registry.AuthState(False, {}, {})

@@ -28,6 +28,7 @@ def test_shared_variables_have_the_shapes_of_the_design(files):
         "causeway_regions",
         "causeway_hosts",
         "causeway_services",
+        "causeway_databases",
         "causeway_lab",
     ]
     assert variables["causeway_regions"] == {
@@ -44,6 +45,7 @@ def test_shared_variables_have_the_shapes_of_the_design(files):
         "region": "north",
         "components": ["registry", "trust"],
     }
+    assert variables["causeway_databases"] == {}
     assert variables["causeway_lab"] == {}
 
 
@@ -114,6 +116,7 @@ def test_a_service_has_every_default_filled_in(files, tmp_path):
             **judged,
         },
         "migrations": {},
+        "database": {},
         "slo": {"availability": 99.9, "latency_p99": 0.25},
     }
     assert placed[0] == {

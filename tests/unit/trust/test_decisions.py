@@ -56,6 +56,20 @@ def test_only_members_of_the_registry_carry_its_name() -> None:
     assert names(components=["services"])["host"]["dns"] == ["core1.shop.internal"]
 
 
+def test_databases_and_backups_have_identities_of_their_own() -> None:
+    found = names(components=["database", "backup"])
+    assert list(found) == ["backup", "database", "host"]
+    for name, addresses in (("database", ["10.77.1.21", "127.0.0.1"]), ("backup", ["10.77.1.21"])):
+        assert found[name] == {
+            "name": name,
+            "uris": [f"spiffe://shop.internal/{name}"],
+            "dns": [f"{name}.shop.internal", "core1.shop.internal"],
+            "addresses": addresses,
+            "group": f"causeway-tls-{name}",
+            "common_name": f"{name}.shop.internal",
+        }
+
+
 def test_a_bare_host_has_one_identity_and_extras_add_to_it() -> None:
     found = names(components=[], extra=[{"name": "backup", "dns": ["backup.shop.internal"]}])
     assert list(found) == ["backup", "host"]

@@ -1,0 +1,59 @@
+# Copyright (c) 2026, the causeway.platform authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters around Patroni."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.causeway.platform.plugins.module_utils import patroni_config
+from ansible_collections.causeway.platform.plugins.module_utils.patroni import PatroniError
+from ansible_collections.causeway.platform.plugins.module_utils.patroni_report import gate_problems, report
+
+
+def patroni_configuration(
+    cluster: Mapping[str, Any],
+    host: str,
+    parameters: Mapping[str, Any],
+    hba: Sequence[str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Patroni's file for one member."""
+    try:
+        return patroni_config.configuration(cluster, host, parameters, hba, settings)
+    except PatroniError as error:
+        raise AnsibleFilterError(f"patroni_configuration: {error}") from error
+
+
+def patroni_dynamic(configurations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the members of a cluster share, from the files of each."""
+    return patroni_config.merged([one["bootstrap"]["dcs"] for one in configurations])
+
+
+def patroni_clusters(clusters: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """The clusters with a member on a host."""
+    return patroni_config.members_of(clusters, host)
+
+
+def patroni_endpoints(cluster: Mapping[str, Any], first: str = "") -> list[str]:
+    """Addresses of the members' REST APIs."""
+    return patroni_config.rest_endpoints(cluster, first)
+
+
+class FilterModule:
+    """The filters by name."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """What Ansible asks for."""
+        return {
+            "patroni_clusters": patroni_clusters,
+            "patroni_configuration": patroni_configuration,
+            "patroni_dynamic": patroni_dynamic,
+            "patroni_endpoints": patroni_endpoints,
+            "patroni_gates": gate_problems,
+            "patroni_report": report,
+        }

@@ -1,0 +1,109 @@
+# Copyright (c) 2026, the causeway.platform authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keeps this host's PgBouncer pointed at the leader.
+
+`role-change <action> <role> <cluster>`: Patroni's callback. `role-change follow`: looks once a second, because a member
+whose role stays gets no callback when the leader changes. `role-change prepare`: the files that PgBouncer includes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import pgbouncer
+
+ACTIONS = ("on_start", "on_role_change")
+PATIENCE = 20.0  # seconds: Patroni ends a callback that still runs when the next one is due
+PERIOD = 1.0
+
+
+def say(cluster: pgbouncer.Cluster, lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"{cluster.name}: {line}", flush=True)
+
+
+def current(config: pgbouncer.Config, cluster: pgbouncer.Cluster) -> tuple[str, str]:
+    """(writer, reader) of the file in force."""
+    path = pgbouncer.file_of(config, cluster)
+    return pgbouncer.chosen(path.read_text(encoding="utf-8") if path.exists() else "", config, cluster)
+
+
+def callback(config: pgbouncer.Config, action: str, role: str, name: str) -> None:
+    """Point the writers' database to the leader that this change of roles leads to."""
+    if action not in ACTIONS:
+        return
+    cluster, console = config.cluster(name), pgbouncer.console_of(config)
+    leader = config.host if role in pgbouncer.PROMOTED else ""
+    patroni, deadline = pgbouncer.Patroni(config), time.monotonic() + PATIENCE
+    while not leader and time.monotonic() < deadline:
+        found = patroni.look(cluster).leader
+        # Just demoted: etcd may still name this host.
+        leader = found if found != config.host else ""
+        if not leader:
+            time.sleep(0.2)
+    writer, reader = current(config, cluster)
+    say(cluster, pgbouncer.settle(config, cluster, console, leader or writer, reader))
+
+
+def step(
+    config: pgbouncer.Config, cluster: pgbouncer.Cluster, follower: pgbouncer.Follower, patroni: pgbouncer.Patroni
+) -> None:
+    """One look at one cluster, and what follows from it."""
+    console = pgbouncer.console_of(config)
+    view = patroni.look(cluster)
+    writer, reader, cut_off = follower.decide(view, *current(config, cluster))
+    say(cluster, pgbouncer.settle(config, cluster, console, writer, reader))
+    if cut_off:
+        pgbouncer.disconnect(config, cluster, console)
+        say(cluster, ["no other member can be reached: closed the writers' connections"])
+
+
+def follow(path: str = pgbouncer.CONFIG) -> None:
+    """For ever; a new configuration takes effect at once."""
+    followers: dict[str, pgbouncer.Follower] = {}
+    failures: dict[str, str] = {}
+    config, patroni, stamp = None, None, 0
+    while True:
+        started = time.monotonic()
+        changed = Path(path).stat().st_mtime_ns
+        if config is None or patroni is None or changed != stamp:
+            config, stamp = pgbouncer.load_config(path), changed
+            patroni = pgbouncer.Patroni(config)
+        for name, cluster in config.clusters.items():
+            try:
+                step(config, cluster, followers.setdefault(name, pgbouncer.Follower(config.host)), patroni)
+                failures.pop(name, None)
+            except (pgbouncer.PgBouncerError, OSError) as error:
+                # Said once, not every second.
+                if failures.get(name) != str(error):
+                    say(cluster, [str(error)])
+                failures[name] = str(error)
+        time.sleep(max(0.1, PERIOD - (time.monotonic() - started)))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the three; returns the exit status."""
+    try:
+        if arguments == ["follow"]:
+            follow()
+        elif arguments == ["prepare"]:
+            pgbouncer.prepare(pgbouncer.load_config())
+        elif len(arguments) == 3:
+            callback(pgbouncer.load_config(), *arguments)
+        else:
+            print(__doc__, file=sys.stderr)
+            return 2
+    except (pgbouncer.PgBouncerError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

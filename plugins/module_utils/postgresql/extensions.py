@@ -23,8 +23,8 @@ class Extension:
     """One extension. ``packages``: without ``postgresql-<major>-``, none: a part of the server's own package.
 
     ``library``: for shared_preload_libraries. ``create``: whether there is anything to create. ``prefix``: of its
-    parameters. ``settings``: parameters it needs; ``{database}`` and ``{owner}`` are filled in. ``always``: each
-    database has it.
+    parameters. ``settings``: parameters it needs; ``{database}`` and ``{owner}`` are filled in. ``defaults``: those
+    that a service may set otherwise. ``always``: each database has it.
     """
 
     packages: tuple[str, ...] = ()
@@ -33,6 +33,7 @@ class Extension:
     requires: tuple[str, ...] = ()
     prefix: str = ""
     settings: tuple[tuple[str, str], ...] = ()
+    defaults: tuple[tuple[str, str], ...] = ()
     always: bool = False
 
 
@@ -47,7 +48,14 @@ _POSTGIS = ("postgis-3", "postgis-3-scripts")
 
 EXTENSIONS: dict[str, Extension] = {
     **{name: Extension() for name in _CONTRIB.split()},
-    "auto_explain": Extension(library="auto_explain", create=False, prefix="auto_explain", always=True),
+    # Plans of slow statements without the values in them: a log is no place for those.
+    "auto_explain": Extension(
+        library="auto_explain",
+        create=False,
+        prefix="auto_explain",
+        defaults=(("auto_explain.log_min_duration", "1s"), ("auto_explain.log_parameter_max_length", "0")),
+        always=True,
+    ),
     "pg_stat_statements": Extension(library="pg_stat_statements", prefix="pg_stat_statements", always=True),
     "earthdistance": Extension(requires=("cube",)),
     "address_standardizer": Extension(_POSTGIS),
@@ -150,6 +158,11 @@ def libraries(names: Iterable[str]) -> list[str]:
 def packages(names: Iterable[str], major: int = MAJOR) -> list[str]:
     """Debian packages of extensions beyond the server's own, sorted."""
     return sorted({f"postgresql-{major}-{part}" for name in _known(names) for part in EXTENSIONS[name].packages})
+
+
+def defaults(names: Iterable[str]) -> dict[str, str]:
+    """Parameters of extensions that a service may set otherwise."""
+    return dict(sorted(pair for name in _known(names) for pair in EXTENSIONS[name].defaults))
 
 
 def parameters(names: Iterable[str], database: str) -> dict[str, str]:

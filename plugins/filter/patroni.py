@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -15,18 +15,20 @@ from ansible_collections.causeway.platform.plugins.module_utils.patroni import P
 from ansible_collections.causeway.platform.plugins.module_utils.patroni_report import gate_problems, report
 
 
-def patroni_configuration(
-    cluster: Mapping[str, Any],
+def patroni_members(
+    clusters: Mapping[str, Any],
     host: str,
-    parameters: Mapping[str, Any],
-    hba: Sequence[str],
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Patroni's file for one member."""
+    machine: Mapping[str, Any],
+    secrets: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Patroni's files for the members on a host."""
+    # A vaulted value is no str with ansible-core 2.18, but becomes one.
+    words = {name: str(value) for name, value in secrets.items()}
     try:
-        return patroni_config.configuration(cluster, host, parameters, hba, settings)
+        return patroni_config.members(clusters, host, settings, machine, words)
     except PatroniError as error:
-        raise AnsibleFilterError(f"patroni_configuration: {error}") from error
+        raise AnsibleFilterError(f"patroni_members: {error}") from error
 
 
 def patroni_dynamic(configurations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class FilterModule:
         """What Ansible asks for."""
         return {
             "patroni_clusters": patroni_clusters,
-            "patroni_configuration": patroni_configuration,
+            "patroni_members": patroni_members,
             "patroni_dynamic": patroni_dynamic,
             "patroni_endpoints": patroni_endpoints,
             "patroni_gates": gate_problems,

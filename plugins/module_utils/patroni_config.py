@@ -10,22 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ansible_collections.causeway.platform.plugins.module_utils.patroni import PatroniError
+from ansible_collections.causeway.platform.plugins.module_utils.postgresql import hba, passwords, tuning
+from ansible_collections.causeway.platform.plugins.module_utils.registry import password as registry_password
 
-# Patroni takes these from the cluster's configuration alone, because members must agree on them.
-# https://patroni.readthedocs.io/en/latest/patroni_configuration.html#important-rules
-SHARED = frozenset(
-    {
-        "max_connections",
-        "max_locks_per_transaction",
-        "max_prepared_transactions",
-        "max_replication_slots",
-        "max_wal_senders",
-        "max_worker_processes",
-        "track_commit_timestamp",
-        "wal_level",
-        "wal_log_hints",
-    }
-)
 # What Patroni sets itself; a description must not.
 OWN = frozenset(
     {
@@ -83,7 +70,7 @@ def dynamic(cluster: Mapping[str, Any], parameters: Mapping[str, Any], settings:
             "use_slots": True,
             "remove_data_directory_on_rewind_failure": True,
             "remove_data_directory_on_diverged_timelines": True,
-            "parameters": {name: value for name, value in sorted(parameters.items()) if name in SHARED},
+            "parameters": {name: value for name, value in sorted(parameters.items()) if name in tuning.SHARED},
         },
     }
 
@@ -98,8 +85,8 @@ def merged(configurations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for one in configurations:
         for name, value in one["postgresql"]["parameters"].items():
             have = parameters.get(name)
-            number = isinstance(value, int) and isinstance(have, int)
-            parameters[name] = max(value, have) if number else value
+            number = str(value).isdigit() and str(have).isdigit()
+            parameters[name] = max(value, have, key=int) if number else value
     result["postgresql"]["parameters"] = parameters
     return result
 
@@ -118,22 +105,22 @@ def configuration(
     cluster: Mapping[str, Any],
     host: str,
     parameters: Mapping[str, Any],
-    hba: Sequence[str],
     settings: Mapping[str, Any],
+    words: Mapping[str, str],
 ) -> dict[str, Any]:
     """Patroni's file for the member of ``cluster`` (docs/design.md, section 9) on ``host``.
 
-    parameters: of PostgreSQL. hba: lines of pg_hba.conf. settings: the role's, with ``passwords`` of ``replicator``,
-    ``rewind``, ``rest`` and ``etcd``.
+    parameters: of PostgreSQL. settings: the role's. words: passwords of ``replicator``, ``rewind``, ``rest`` and
+    ``etcd``.
     """
     check_parameters(cluster["name"], parameters)
     own = listed(cluster["members"], host)
-    name, tls, passwords = str(cluster["name"]), str(settings["tls"]), settings["passwords"]
+    name, tls = str(cluster["name"]), str(settings["tls"])
     shared = dynamic(cluster, parameters, settings)
     address = str(own["address"])
     members = [str(one["address"]) for one in cluster["members"]]
     archive = {key: str(value).replace("{cluster}", name) for key, value in (settings.get("archive") or {}).items()}
-    local = {key: value for key, value in sorted(parameters.items()) if key not in SHARED}
+    local = {key: value for key, value in sorted(parameters.items()) if key not in tuning.SHARED}
     local.update(
         {
             "unix_socket_directories": str(settings["socket_path"]),
@@ -151,7 +138,7 @@ def configuration(
         local["archive_command"] = archive["archive_command"]
     callback = str(settings["callback"])
     postgresql: dict[str, Any] = {
-        "listen": f"{address}:{cluster['port']}",
+        "listen": f"{address},127.0.0.1:{cluster['port']}",
         "connect_address": f"{address}:{cluster['port']}",
         "data_dir": f"{settings['data_path']}/{name}",
         "bin_dir": str(settings["bin_path"]),
@@ -160,11 +147,11 @@ def configuration(
         "use_unix_socket_repl": True,
         "authentication": {
             "superuser": {"username": "postgres"},
-            "replication": {"username": "replicator", "password": passwords["replicator"], **_tls(tls)},
-            "rewind": {"username": "rewind", "password": passwords["rewind"], **_tls(tls)},
+            "replication": {"username": "replicator", "password": words["replicator"], **_tls(tls)},
+            "rewind": {"username": "rewind", "password": words["rewind"], **_tls(tls)},
         },
         "parameters": local,
-        "pg_hba": list(hba),
+        "pg_hba": hba.lines(cluster),
         "create_replica_methods": ["basebackup"],
         "basebackup": [{"checkpoint": "fast"}],
     }
@@ -185,7 +172,7 @@ def configuration(
             "keyfile": f"{tls}/key.pem",
             "cafile": f"{tls}/ca.pem",
             "verify_client": "required",
-            "authentication": {"username": "rest", "password": passwords["rest"]},
+            "authentication": {"username": "rest", "password": words["rest"]},
             # Who may change something; everybody with a certificate may look.
             "allowlist": members,
             "allowlist_include_members": True,
@@ -203,7 +190,7 @@ def configuration(
             "cert": f"{tls}/cert.pem",
             "key": f"{tls}/key.pem",
             "username": f"database-{name}",
-            "password": passwords["etcd"],
+            "password": words["etcd"],
         },
         "bootstrap": {
             "dcs": shared,
@@ -222,6 +209,40 @@ def configuration(
         "watchdog": {"mode": str(settings["watchdog"]), "device": "/dev/watchdog", "safety_margin": 5},
         "tags": {"nofailover": False, "noloadbalance": False, "clonefrom": False, "nosync": False},
     }
+
+
+def members(
+    clusters: Mapping[str, Any],
+    host: str,
+    settings: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    secrets: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Patroni's files for all members on ``host``, by cluster.
+
+    machine: ``memory`` (bytes that databases may use), ``cpus``, ``disk`` (hdd, ssd, san, nvme), ``space`` (bytes, 0 if
+    unknown) and ``most_cpus`` (largest number of processors of a member). secrets: ``database`` and ``registry``.
+    """
+    own = members_of(clusters, host)
+    found = {}
+    for name, cluster in own.items():
+        words = {role: passwords.password(secrets["database"], name, role) for role in ("replicator", "rewind", "rest")}
+        words["etcd"] = registry_password(secrets["registry"], f"database-{name}")
+        try:
+            derived = tuning.parameters(
+                cluster,
+                float(machine["memory"]),
+                int(machine["cpus"]),
+                disk=str(machine["disk"]),
+                clusters=len(own),
+                space=float(machine["space"]),
+                most_cpus=int(machine["most_cpus"]),
+            )
+            parameters = {**derived["local"], **derived["shared"]}
+            found[name] = configuration(cluster, host, parameters, settings, words)
+        except (tuning.TuningError, hba.HbaError) as error:
+            raise PatroniError(f"database {name} on {host}: {error}") from error
+    return found
 
 
 def members_of(clusters: Mapping[str, Any], host: str) -> dict[str, Any]:

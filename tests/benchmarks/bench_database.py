@@ -3,9 +3,10 @@
     bench_database.py [INVENTORY] [--service orders] [--seconds 10] [--clients 8] [--rounds 3] [--scale 5]
 
 Both sides run pgbench from the same host in turn, round by round, on the same tables: `service` connects to the
-sidecar's writer port as an instance of the service does, `direct` to the leader's PostgreSQL over TLS, as poolers do. The
-host has an instance and a member that does not lead, if there is one. Two kinds of transactions: TPC-B-like ones that wait
-for the synchronous standby, and single reads. Prints the median of the rounds and the ratio. Needs a running lab.
+sidecar's writer port as an instance of the service does, `direct` to the leader's PostgreSQL over TLS, as poolers do.
+The host has an instance and a member that does not lead, if there is one. Two kinds of transactions: TPC-B-like ones
+that wait for the synchronous standby, and single reads. Prints the median of the rounds and the ratio. Needs a running
+lab.
 """
 
 from __future__ import annotations

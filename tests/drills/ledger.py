@@ -113,6 +113,25 @@ DIGEST = (
 )
 
 
+def problems(members: Sequence[dict[str, Any]], wanted: int, synchronous: int) -> list[str]:
+    """Why a cluster is not whole, from ``patronictl list``: ``wanted`` members, one of which leads, the others stream on
+    its timeline, and ``synchronous`` of them are synchronous standbys.
+    """
+    if len(members) != wanted:
+        return [f"{len(members)} of {wanted} members are known"]
+    leaders = [one for one in members if "Leader" in one["Role"]]
+    found = [] if len(leaders) == 1 and leaders[0]["State"] == "running" else ["there is no running leader"]
+    found += [
+        f"{one['Member']} is {one['State']}" for one in members if one not in leaders and one["State"] != "streaming"
+    ]
+    if len({one["TL"] for one in members if one.get("TL")}) > 1:
+        found.append("members follow different timelines")
+    have = sum(one["Role"] in ("Sync Standby", "Quorum Standby") for one in members)
+    if have < synchronous:
+        found.append(f"{have} of {synchronous} synchronous standbys")
+    return found
+
+
 # --- the cluster and the client ---------------------------------------------------------------------------------------
 
 
@@ -156,23 +175,8 @@ class Cluster:
         return next(one["host"] for one in self.known["members"] if address in (one["address"], one["host"]))
 
     def problems(self) -> list[str]:
-        """Why the cluster is not whole: all members there, one leader, the others streaming, enough of them in step."""
-        members = self.members()
-        if len(members) != len(self.hosts):
-            return [f"{len(members)} of {len(self.hosts)} members are known"]
-        found = []
-        leaders = [one for one in members if "Leader" in one["Role"]]
-        if len(leaders) != 1 or leaders[0]["State"] != "running":
-            found.append("there is no running leader")
-        for one in members:
-            if one not in leaders and one["State"] != "streaming":
-                found.append(f"{one['Member']} is {one['State']}")
-        if len({one["TL"] for one in members if one.get("TL")}) > 1:
-            found.append("members follow different timelines")
-        synchronous = sum(one["Role"] in ("Sync Standby", "Quorum Standby") for one in members)
-        if synchronous < int(self.known["synchronous"]):
-            found.append(f"{synchronous} of {self.known['synchronous']} synchronous standbys")
-        return found
+        """Why the cluster is not whole; empty when it is."""
+        return problems(self.members(), len(self.hosts), int(self.known["synchronous"]))
 
     def wait_whole(self, timeout: float = 180.0) -> float:
         """Seconds until the cluster is whole; raises AssertionError with what is wrong when it does not become so."""

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "drills"))
+import databases
 import ledger
 
 _PLACE = ROOT / "tests" / "unit" / "migrations" / "conftest.py"
@@ -92,6 +93,64 @@ def test_errors_before_the_fault_are_not_its_fault() -> None:
 def test_digests_are_of_sets() -> None:
     assert ledger.digest([3, 1, 2]) == ledger.digest([1, 2, 3])
     assert ledger.digest([12]) != ledger.digest([1, 2])
+
+
+def member(name: str, role: str, state: str = "streaming", timeline: int = 3) -> dict[str, Any]:
+    return {"Member": name, "Host": f"{name}:15110", "Role": role, "State": state, "TL": timeline}
+
+
+LEADER = member("a", "Leader", "running")
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([LEADER, member("b", "Sync Standby"), member("c", "Replica")], []),
+        ([LEADER, member("b", "Sync Standby")], ["2 of 3 members are known"]),
+        ([], ["0 of 3 members are known"]),
+        (
+            [member("a", "Replica", "stopped"), member("b", "Sync Standby"), member("c", "Replica")],
+            ["there is no running leader", "a is stopped"],
+        ),
+        ([LEADER, member("b", "Replica"), member("c", "Replica")], ["0 of 1 synchronous standbys"]),
+        ([LEADER, member("b", "Sync Standby"), member("c", "Replica", "running")], ["c is running"]),
+        (
+            [LEADER, member("b", "Sync Standby"), member("c", "Replica", timeline=2)],
+            ["members follow different timelines"],
+        ),
+    ],
+)
+def test_when_a_cluster_is_whole(members: list[dict[str, Any]], expected: list[str]) -> None:
+    assert ledger.problems(members, 3, 1) == expected
+
+
+ROW = {
+    "what": "switchover",
+    "acknowledged": 100,
+    "lost": 0,
+    "unsure": 1,
+    "outage": 2.0,
+    "errors": 0,
+    "missing_on_members": {},
+    "members_back_after": 3.0,
+}
+
+
+def test_claims_of_a_fault() -> None:
+    fault = next(one for one in databases.FAULTS if one.what == "switchover")
+    assert all(databases.claims_of(fault, ROW).values())
+    for change in ({"lost": 1}, {"outage": 3.5}, {"errors": 1}, {"missing_on_members": {"c": 2}}):
+        claims = databases.claims_of(fault, {**ROW, **change})
+        assert list(claims.values()).count(False) == 1
+    assert all(databases.claims_of(fault, {**ROW, "outage": 3.5}, slack=2.0).values())
+
+
+def test_the_worst_trial_is_told() -> None:
+    rows = [ROW, {**ROW, "outage": 2.5, "lost": 2}, {"what": "switchover", "error": "it broke"}]
+    (line, none) = databases.summary(rows, ["switchover", "cut"])
+    assert line.startswith("switchover: 2 trials, 200 acknowledged, 2 lost, 2 there")
+    assert "2.50 s at most" in line
+    assert none == "cut: no trial ran"
 
 
 # --- against a server -------------------------------------------------------------------------------------------------

@@ -114,8 +114,8 @@ DIGEST = (
 
 
 def problems(members: Sequence[dict[str, Any]], wanted: int, synchronous: int) -> list[str]:
-    """Why a cluster is not whole, from ``patronictl list``: ``wanted`` members, one of which leads, the others stream on
-    its timeline, and ``synchronous`` of them are synchronous standbys.
+    """Why a cluster is not whole, from ``patronictl list``: ``wanted`` members, one of which leads, the others stream
+    on its timeline, and ``synchronous`` of them are synchronous standbys.
     """
     if len(members) != wanted:
         return [f"{len(members)} of {wanted} members are known"]

@@ -9,7 +9,9 @@ The lab must be up and nobody else may break it meanwhile. docs/drills.md tells 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ledger import Cluster, Ledger, instance_away_from, judge
+from ledger import DIGEST, Cluster, Ledger, Log, digest, instance_away_from, instances, judge
 from running import ROOT, Drill, Platform, Row, why
 
 TTL, LOOP_WAIT = 20.0, 2.0  # seconds, as role postgresql sets them in Patroni
@@ -245,8 +247,143 @@ def summary(rows: Sequence[Row], kinds: Sequence[str]) -> list[str]:
     return lines
 
 
+# --- restore ----------------------------------------------------------------------------------------------------------
+
+# Nobody writes into the ledger while its state, the position in the log and the time are read: all three say the same.
+MARK = """
+    BEGIN;
+    LOCK TABLE drill_ledger IN SHARE ROW EXCLUSIVE MODE;
+    SELECT pg_sleep(0.3);
+    SELECT json_build_object(
+        'ids', (SELECT coalesce(json_agg(id ORDER BY id), '[]') FROM drill_ledger WHERE run = '{run}'),
+        'lsn', pg_current_wal_insert_lsn(), 'time', clock_timestamp(), 'at', extract(epoch FROM clock_timestamp())
+        {more});
+    SELECT pg_sleep(0.3);
+    {then}
+    COMMIT
+"""
+BAD = "DELETE FROM drill_ledger WHERE run = '{run}' AND id % 3 = 0;"
+
+
+def mark(cluster: Cluster, run: str, bad: bool = False) -> Row:
+    """The ledger at one moment; with ``bad`` a part of it is deleted there, and ``xid`` is the transaction's."""
+    more, then = (", 'xid', pg_current_xact_id()::text", BAD.format(run=run)) if bad else ("", "")
+    said = cluster.psql(MARK.format(run=run, more=more, then=then))
+    found: Row = next(json.loads(line) for line in said.splitlines() if line.startswith("{"))
+    found["digest"] = digest(found["ids"])
+    return found
+
+
+def agrees(log: Log, one: Row) -> bool:
+    """Whether a mark has all that was acknowledged before it, and nothing that was never written."""
+    before = {identifier for at, identifier in log.acks if at < one["at"] - 0.5}
+    return before <= set(one["ids"]) and bool(before)
+
+
+def restored(drill: Drill, cluster: Cluster, **variables: Any) -> tuple[Row, float]:
+    """Run database_restore; its report and the seconds it took. Raises AssertionError when it fails."""
+    begun = time.monotonic()
+    done = drill.platform.playbook(
+        "database_restore",
+        timeout=3600,
+        database_cluster=cluster.name,
+        database_report_dir=str(drill.folder),
+        **variables,
+    )
+    assert done.returncode == 0, why(done.stdout)
+    report: Row = json.loads((drill.folder / f"database-restore-{cluster.name}.json").read_text())
+    return report, round(time.monotonic() - begun, 1)
+
+
+def backed_up(drill: Drill, cluster: Cluster, kind: str) -> Row:
+    """Run database_backup; its report. Raises AssertionError when it fails."""
+    done = drill.platform.playbook(
+        "database_backup",
+        timeout=3600,
+        database_cluster=cluster.name,
+        backup_type=kind,
+        database_report_dir=str(drill.folder),
+    )
+    assert done.returncode == 0, why(done.stdout)
+    report: Row = json.loads((drill.folder / f"database-backup-{cluster.name}.json").read_text())
+    return report
+
+
+def beside(drill: Drill, cluster: Cluster, what: str, wanted: dict[str, str], **variables: Any) -> None:
+    """A copy on the backup host at a moment: its ledgers are those of the marks, by hash. ``wanted``: hash by run."""
+    report, seconds = restored(drill, cluster, restore_beside=True, **variables)
+    host = drill.platform.having("backup")[0]
+    try:
+        found = {}
+        for run in wanted:
+            sql = shlex.quote(DIGEST.format(run=run))
+            done = drill.platform.ssh(host, f"{report['connect']} -d {cluster.database} -XqAt -c {sql}")
+            assert done.returncode == 0, done.stderr
+            found[run] = done.stdout.strip()
+    finally:
+        restored(drill, cluster, restore_beside=True, restore_state="absent")
+    row = {"what": what, "seconds": seconds, "recovered": report.get("recovered"), "backup": report.get("backup")}
+    drill.note({**row, "digests": found}, {"contents equal the ledger": found == wanted})
+
+
+def in_place(drill: Drill, cluster: Cluster, what: str, wanted: dict[str, str], **variables: Any) -> None:
+    """The cluster itself back to a moment: every member has the ledgers of the marks, and a new backup was made."""
+    before = max(int(one.get("TL") or 0) for one in cluster.members())
+    report, seconds = restored(drill, cluster, restore_confirm=cluster.name, **variables)
+    cluster.wait_whole(300)
+    found = {host: {run: cluster.psql(DIGEST.format(run=run), host) for run in wanted} for host in cluster.hosts}
+    after = max(int(one.get("TL") or 0) for one in cluster.members())
+    row = {"what": what, "seconds": seconds, "recovered": report.get("recovered"), "timelines": [before, after]}
+    claims = {
+        "contents of every member equal the ledger": all(one == wanted for one in found.values()),
+        "it is on a timeline of its own": after > before,
+        "a new backup was made": bool(report.get("new_backup")),
+    }
+    drill.note({**row, "digests": found, "new_backup": report.get("new_backup")}, claims)
+
+
 def restore(drill: Drill) -> None:
-    raise SystemExit("not yet")
+    """A bad DELETE in the middle of a ledger, and the ways back before it; then everything once more."""
+    cluster = Cluster(drill.platform, drill.options.cluster)
+    cluster.wait_whole()
+    cluster.prepare()
+    backed_up(drill, cluster, "incremental")
+    instance = instances(drill.platform, cluster.known["service"])[0]
+    third, stamp = drill.options.minutes * 20, int(time.time())
+    first, second = f"restore-{stamp}-1", f"restore-{stamp}-2"
+    with Ledger(drill.platform, instance, first, drill.folder, writers=drill.options.writers) as ledger:
+        time.sleep(third)
+        early = mark(cluster, first)
+        time.sleep(third)
+        bad = mark(cluster, first, bad=True)
+        time.sleep(third)
+        late = mark(cluster, first)
+    deleted = len(set(bad["ids"]) - set(late["ids"]))
+    claims = {
+        "the marks agree with the ledger": agrees(ledger.log, early) and agrees(ledger.log, bad),
+        "the DELETE did harm": deleted > 0,
+        "no error at the client": not ledger.log.errors,
+    }
+    row = {"what": "ledger", "acknowledged": len(ledger.log.acks), "deleted": deleted}
+    drill.note({**row, **{name: one["digest"] for name, one in (("early", early), ("bad", bad))}}, claims)
+
+    beside(drill, cluster, "beside, to a time", {first: early["digest"]}, restore_time=early["time"])
+    beside(drill, cluster, "beside, to an LSN", {first: early["digest"]}, restore_lsn=early["lsn"])
+    back = {first: bad["digest"]}
+    in_place(drill, cluster, "in place, just before the DELETE", back, restore_xid=bad["xid"], restore_before=True)
+
+    with Ledger(drill.platform, instance, second, drill.folder, writers=drill.options.writers) as ledger:
+        time.sleep(min(third, 20))
+        again = mark(cluster, second)
+        time.sleep(5)
+    made = backed_up(drill, cluster, "incremental")
+    drill.note(
+        {"what": "a backup after the restore", "backup": made.get("backup")},
+        {"one was made": bool(made.get("backup")), "the mark agrees with the ledger": agrees(ledger.log, again)},
+    )
+    both = {**back, second: again["digest"]}
+    beside(drill, cluster, "again beside, to a time", both, restore_time=again["time"])
+    in_place(drill, cluster, "again in place, to an LSN", both, restore_lsn=again["lsn"])
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -367,6 +367,7 @@ def restore(drill: Drill) -> None:
     row = {"what": "ledger", "acknowledged": len(ledger.log.acks), "deleted": deleted}
     drill.note({**row, **{name: one["digest"] for name, one in (("early", early), ("bad", bad))}}, claims)
 
+    cluster.archive()
     beside(drill, cluster, "beside, to a time", {first: early["digest"]}, restore_time=early["time"])
     beside(drill, cluster, "beside, to an LSN", {first: early["digest"]}, restore_lsn=early["lsn"])
     back = {first: bad["digest"]}

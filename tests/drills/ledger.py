@@ -204,6 +204,14 @@ class Cluster:
         said = self.psql(f"SELECT id FROM drill_ledger WHERE run = '{run}'", host)
         return {int(line) for line in said.splitlines()}
 
+    def archive(self, timeout: float = 60.0) -> None:
+        """Have all log up to now in the repositories, as a restore beside needs it."""
+        last = self.psql("SELECT pg_walfile_name(pg_switch_wal())")
+        deadline = time.monotonic() + timeout
+        while self.psql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") < last:
+            assert time.monotonic() < deadline, f"{last} was not archived within {timeout:g} s"
+            time.sleep(1)
+
 
 class Ledger:
     """`with Ledger(...) as ledger: ...`, then `ledger.log`. ``ssh`` and the container are those of one instance."""

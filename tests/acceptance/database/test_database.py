@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 from databases import FAULTS, Fault, claims_of, mend_all, trial
-from ledger import LOADER, Cluster, instances
-from running import Platform
+from ledger import DIGEST, LOADER, Cluster, digest, instances
+from running import Platform, why
 
 SERVICE = "orders"
 SLACK = 2.0
@@ -263,3 +263,33 @@ def test_a_service_without_a_database_reaches_none(platform: Platform, cluster: 
     own = next(one for one in instances(platform, SERVICE) if one["host"] == instance["host"])
     writer = f"10.89.{index[SERVICE]}.1:5432"
     assert told_by(in_container(platform, own, REACH, writer), REACH)[writer] == "R"
+
+
+# --- backups ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_verified_and_restored_beside(
+    platform: Platform, cluster: Cluster, playbook: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run = f"backup-{time.time():.0f}"
+    cluster.prepare()
+    cluster.psql(f"INSERT INTO drill_ledger (run, id) SELECT '{run}', generate_series(1, 1000)")
+    moment = cluster.psql("SELECT clock_timestamp()")
+    time.sleep(1)
+    cluster.psql(f"DELETE FROM drill_ledger WHERE run = '{run}' AND id % 3 = 0")
+    common: dict[str, Any] = {"database_cluster": cluster.name, "database_report_dir": str(tmp_path)}
+    for verb, more in (("database_backup", {"backup_type": "incremental"}), ("database_verify", {})):
+        done = playbook(verb, **common, **more)
+        assert done.returncode == 0, why(done.stdout)
+    host = platform.having("backup")[0]
+    done = playbook("database_restore", **common, restore_beside=True, restore_time=moment)
+    assert done.returncode == 0, why(done.stdout)
+    try:
+        report = json.loads((tmp_path / f"database-restore-{cluster.name}.json").read_text())
+        print(json.dumps({key: report.get(key) for key in ("backup", "recovered", "seconds", "bytes")}))
+        sql = shlex.quote(DIGEST.format(run=run))
+        said = platform.ssh(host, f"{report['connect']} -d {cluster.database} -XqAt -c {sql}")
+        assert said.stdout.strip() == digest(range(1, 1001)), said.stderr
+    finally:
+        done = playbook("database_restore", **common, restore_beside=True, restore_state="absent")
+    assert done.returncode == 0, why(done.stdout)

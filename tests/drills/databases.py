@@ -173,6 +173,7 @@ def trial(cluster: Cluster, fault: Fault, folder: Path, chance: random.Random, w
         recovery = cluster.wait_whole(300)
         ledger.wait_acknowledged()
     found = judge(ledger.log, cluster.ids(run), since)
+    cluster.wait_replayed()
     missing = {host: len(ledger.log.acknowledged - cluster.ids(run, host)) for host in cluster.hosts}
     return {
         "what": fault.what,

@@ -204,6 +204,15 @@ class Cluster:
         said = self.psql(f"SELECT id FROM drill_ledger WHERE run = '{run}'", host)
         return {int(line) for line in said.splitlines()}
 
+    def wait_replayed(self, timeout: float = 30.0) -> None:
+        """Until every other member shows what the leader has written up to now, or the time is over."""
+        leader = self.leader()
+        position = self.psql("SELECT pg_current_wal_insert_lsn()", leader)
+        wait = f"SELECT causeway.wait_for_lsn('{position}', '{timeout:g} seconds')"
+        for host in self.hosts:
+            if host != leader:
+                self.psql(wait, host, timeout=timeout + 30)
+
     def archive(self, timeout: float = 60.0) -> None:
         """Have all log up to now in the repositories, as a restore beside needs it."""
         last = self.psql("SELECT pg_walfile_name(pg_switch_wal())")

@@ -189,7 +189,7 @@ def test_after_that_both_histories_can_be_reached(module: Module, server: Any) -
     found = module("info", target_type="latest", target_timeline="1")
     assert found["chosen"][0] != module("info", target_type="latest")["chosen"][0]
     # Backups of the branch that was left do not lead to the living one.
-    dead = [one["label"] for one in module("info")["stanza"]["backups"] if one["type"] == "incr"][0]
+    dead = next(one["label"] for one in module("info")["stanza"]["backups"] if one["type"] == "incr")
     assert "cannot be reached from backup" in module("info", target_type="latest", set=dead)["msg"]
     path = server.folder / "old"
     try:

@@ -15,14 +15,19 @@ from ansible_collections.causeway.platform.plugins.module_utils.pgbouncer import
 
 
 def pgbouncer_tree(
-    databases: Mapping[str, Any], host: str, *, password: str, options: Mapping[str, Any] | None = None
+    databases: Mapping[str, Any],
+    host: str,
+    *,
+    password: str,
+    options: Mapping[str, Any] | None = None,
+    monitor: str = "",
 ) -> dict[str, Any]:
     given = dict(options or {})
     try:
         # With ansible-core 2.18 numbers inside a mapping arrive as text.
         if "port" in given:
             given["port"] = int(given["port"])
-        return pgbouncer_files.files(databases, host, str(password), pgbouncer_files.Options(**given))
+        return pgbouncer_files.files(databases, host, str(password), pgbouncer_files.Options(**given), str(monitor))
     except PgBouncerError as error:
         raise AnsibleFilterError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:

@@ -14,6 +14,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.pgbouncer import
 
 DIRECTORY = "etc/causeway/pgbouncer"
 AUTH_USER = "pgbouncer"
+STATS_USER = "monitor"  # reads the console's numbers and can change nothing there
 # Client connections beside those of the clusters: people and exporters at the console.
 CONSOLE_CLIENTS = 20
 
@@ -87,6 +88,7 @@ def settings(databases: Mapping[str, Mapping[str, Any]], host: str, options: Opt
         "auth_type": "hba",
         "auth_hba_file": f"/{DIRECTORY}/hba.conf",
         "auth_file": f"/{DIRECTORY}/userlist.txt",
+        "stats_users": STATS_USER,
         "auth_query": "SELECT * FROM causeway.user_lookup($1)",
         "pool_mode": "transaction",
         "max_client_conn": str(
@@ -138,11 +140,11 @@ def ini(databases: Mapping[str, Mapping[str, Any]], host: str, options: Options)
 
 
 def hba(databases: Mapping[str, Mapping[str, Any]], host: str) -> str:
-    """Who may connect through the socket: each application to its own database.
+    """Who may connect through the socket: each application to its own database, the exporter to the console.
 
-    The console needs no line: who runs PgBouncer may use it as user `pgbouncer`.
+    For changes the console needs no line: who runs PgBouncer may use it as user `pgbouncer`.
     """
-    lines = ["# Managed by causeway.platform, role pgbouncer."]
+    lines = ["# Managed by causeway.platform, role pgbouncer.", f"local pgbouncer {STATS_USER} scram-sha-256"]
     for cluster in here(databases, host).values():
         name = cluster["database"]
         lines.append(f"local {name},{name}_ro {name} scram-sha-256")
@@ -150,16 +152,23 @@ def hba(databases: Mapping[str, Mapping[str, Any]], host: str) -> str:
 
 
 def files(
-    databases: Mapping[str, Mapping[str, Any]], host: str, password: str, options: Options
+    databases: Mapping[str, Mapping[str, Any]], host: str, password: str, options: Options, monitor: str = ""
 ) -> dict[str, dict[str, Any]]:
-    """Files for config_tree. `password`: of role pgbouncer, which may look passwords up."""
-    if not password or set(password) & set('"\n\r\0'):
+    """Files for config_tree. `password`: of role pgbouncer, which may look passwords up; `monitor`: of the exporter,
+    which cannot log in without one.
+    """
+    if not password or set(password + monitor) & set('"\n\r\0'):
         raise PgBouncerError("pgbouncer_password: empty, or with a quote or a line break")
+    users = {AUTH_USER: password, **({STATS_USER: monitor} if monitor else {})}
     private = {"mode": "0640", "group": options.user}
     return {
         f"{DIRECTORY}/pgbouncer.ini": {"content": ini(databases, host, options), **private},
         f"{DIRECTORY}/hba.conf": {"content": hba(databases, host), **private},
-        f"{DIRECTORY}/userlist.txt": {"content": f'"{AUTH_USER}" "{password}"\n', "secret": True, **private},
+        f"{DIRECTORY}/userlist.txt": {
+            "content": "".join(f'"{name}" "{word}"\n' for name, word in users.items()),
+            "secret": True,
+            **private,
+        },
         f"{DIRECTORY}/clusters.json": {
             "content": json.dumps(clusters(databases, host, options), indent=2, sort_keys=True) + "\n",
             **private,

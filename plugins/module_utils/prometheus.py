@@ -16,6 +16,14 @@ _UNITS = {"y": 31536000.0, "w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, 
 _PARTS = re.compile("".join(rf"(?:([0-9]+){unit})?" for unit in _UNITS) + r"\Z")
 FILE_JOBS = ("node", "agent", "etcd")  # their servers show the host's certificate, which has the host's address
 SERVICE_SAMPLES = 5000  # of one instance and scrape; with more the whole scrape is refused
+DATABASE_JOBS = ("patroni", "pgbouncer", "postgresql")  # their servers show the identity `database`
+# What rules and dashboards read of a database: no Go runtime, of 350 settings the four that limit something, and of
+# tables what tells bloat and scans.
+POSTGRESQL_KEEP = (
+    "pg_([^s]|s[^et]).*|pg_stat_([^u]|us[^e]).*|pg_static"
+    "|pg_settings_(max_connections|superuser_reserved_connections|max_wal_size_bytes|shared_buffers_bytes)"
+    "|pg_stat_user_tables_(n_dead_tup|n_live_tup|n_mod_since_analyze|seq_scan|seq_tup_read|idx_scan|size_bytes|last_autovacuum)"
+)
 # What the rules and later dashboards read; a proxy has thousands more.
 ENVOY_KEEP = (
     "envoy_cluster_upstream_rq_(xx|time_bucket|time_count|time_sum|total|active|timeout|retry.*|pending_overflow)"
@@ -139,6 +147,19 @@ def service_job(settings: Settings, service: str, path: str) -> dict[str, Any]:
     }
 
 
+def database_job(settings: Settings, name: str, server_name: str) -> dict[str, Any]:
+    """The metrics of PostgreSQL, Patroni or PgBouncer on the database hosts."""
+    job = _job(settings, name, name, server_name)
+    if name == "postgresql":
+        job["metric_relabel_configs"] = [
+            {"source_labels": ["__name__"], "regex": POSTGRESQL_KEEP, "action": "keep"},
+            {"source_labels": ["datname"], "regex": "template[01]", "action": "drop"},
+        ]
+    if name == "pgbouncer":
+        job["metric_relabel_configs"] = [{"source_labels": ["__name__"], "regex": "pgbouncer_.*", "action": "keep"}]
+    return job
+
+
 def configuration(
     services: Sequence[str], settings: Settings, paths: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
@@ -153,6 +174,7 @@ def configuration(
         "tls_config": _tls(settings),
         "static_configs": [{"targets": [f"{settings.address}:{settings.port}"], "labels": {"host": settings.host}}],
     }
+    database = f"database.{settings.domain}"
     return {
         "global": {
             "scrape_interval": settings.interval,
@@ -165,8 +187,10 @@ def configuration(
             own,
             *(_job(settings, name, name) for name in FILE_JOBS),
             envoy_job(settings, "gateway", f"gateway.{settings.domain}"),
+            envoy_job(settings, "database", database),
             *(envoy_job(settings, f"sidecar-{name}", f"{name}.{settings.domain}") for name in sorted(services)),
             *(service_job(settings, name, path) for name, path in sorted((paths or {}).items())),
+            *(database_job(settings, name, database) for name in DATABASE_JOBS),
         ],
     }
 
@@ -180,8 +204,114 @@ def _versioned(expression: str, *keep: str) -> str:
     )
 
 
+def database_rules(window: str) -> list[tuple[str, str]]:
+    """Names and expressions of the recording rules of databases, labels `cluster` and `host` or a part of them.
+
+    Bytes, seconds, ratios from 0 to 1. What only the leader knows is taken from the member that leads now.
+    """
+    member = "cluster, host"
+
+    def leads(expression: str) -> str:
+        return f"({expression}) and on ({member}) (patroni_primary == 1)"
+
+    def per_member(expression: str) -> str:
+        return f"max by ({member}) ({expression})"
+
+    replica = f"on ({member}) (patroni_replica == 1)"
+    # What the leader sees of those that stream, by their name; all its numbers are of one moment.
+    streamed = (
+        "max by (cluster, host) (label_replace("
+        'pg_stat_replication_pg_wal_lsn_diff{application_name!~"pg_basebackup|pg_rewind"}, '
+        '"host", "$1", "application_name", "(.+)"))'
+    )
+    # A member that is cut off is not among them: the distance of its last position to the leader's.
+    positions = (
+        "clamp_min((max by (cluster) (patroni_xlog_location) > 0)"
+        f" - on (cluster) group_right () max by ({member}) (patroni_xlog_replayed_location and {replica}), 0)"
+    )
+    streaming = f"on ({member}) (patroni_postgres_streaming == 1)"
+    # PostgreSQL calls a member without new WAL up to date, also when nothing can reach it.
+    seconds = (
+        f"{per_member(f'pg_replication_lag_seconds and {replica} and {streaming}')}"
+        f" or {per_member(f'(time() - (patroni_xlog_replayed_timestamp > 0)) and {replica} unless {streaming}')}"
+    )
+    hits, reads = (f"sum by ({member}) (rate(pg_stat_database_blks_{what}[{window}]))" for what in ("hit", "read"))
+    dead, live = (leads(f"pg_stat_user_tables_n_{what}_tup") for what in ("dead", "live"))
+    table = "cluster, datname, schemaname, relname"
+    rows = f"sum by ({table}) ({dead}) + sum by ({table}) ({live})"
+    # A counter that PostgreSQL 17 has of its own, and where it was before.
+    timed, requested = (
+        f"sum by (cluster) ({leads(f'increase({new}[1h]) or increase({old}[1h])')})"
+        for new, old in (
+            ("pg_stat_checkpointer_num_timed_total", "pg_stat_bgwriter_checkpoints_timed_total"),
+            ("pg_stat_checkpointer_num_requested_total", "pg_stat_bgwriter_checkpoints_req_total"),
+        )
+    )
+    pool = "host, database"
+    users = 'database!="pgbouncer"'
+    return [
+        # 0 also when no member answers: then only their targets tell that there is a cluster
+        (
+            "cluster:database_leaders:count",
+            'sum by (cluster) (patroni_primary) or sum by (cluster) (0 * up{job="patroni"})',
+        ),
+        ("cluster_host:database_replication_lag:bytes", f"({streamed} and {replica}) or on ({member}) {positions}"),
+        ("cluster_host:database_replication_lag:seconds", seconds),
+        ("cluster_host:database_cache_hits:ratio" + window, f"{hits} / (({hits} + {reads}) > 0)"),
+        ("cluster:database_dead_rows:ratio", f"sum by (cluster) ({dead}) / ((sum by (cluster) ({rows})) > 0)"),
+        # of tables that have enough rows to be worth a look
+        (
+            "cluster:database_dead_rows_worst_table:ratio",
+            f"max by (cluster) (sum by ({table}) ({dead}) / (({rows}) > 10000))",
+        ),
+        (
+            "cluster_host:database_longest_transaction:seconds",
+            per_member("pg_long_running_transactions_oldest_timestamp_seconds"),
+        ),
+        (
+            "cluster_host:database_connections:ratio",
+            f"sum by ({member}) (pg_stat_activity_count) / {per_member('pg_settings_max_connections')}",
+        ),
+        ("cluster:database_archive_age:seconds", f"max by (cluster) ({leads('pg_stat_archiver_last_archive_age')})"),
+        (
+            "cluster:database_archive_failures:increase1h",
+            f"sum by (cluster) ({leads('increase(pg_stat_archiver_failed_count[1h])')})",
+        ),
+        *(
+            (
+                f"cluster:database_{what}_age:seconds",
+                f"time() - max by (cluster) (causeway_backup_last_success_timestamp_seconds{{kind{kinds}}})",
+            )
+            for what, kinds in (
+                ("backup", '!~"verify|restore-test"'),
+                ("verify", '="verify"'),
+                ("restore_test", '="restore-test"'),
+            )
+        ),
+        # kinds of backups and tests whose last run failed
+        ("cluster:database_backup_failures:sum", "sum by (cluster) (causeway_backup_failed)"),
+        ("cluster:database_checkpoints:increase1h", f"{timed} + {requested}"),
+        ("cluster:database_checkpoints_requested:ratio1h", f"{requested} / (({timed} + {requested}) > 0)"),
+        (
+            "host_database:pool_clients_waiting:sum",
+            f"sum by ({pool}) (pgbouncer_pools_client_waiting_connections{{{users}}})",
+        ),
+        ("host_database:pool_wait:max_seconds", f"max by ({pool}) (pgbouncer_pools_client_maxwait_seconds{{{users}}})"),
+        (
+            f"host_database:pool_wait_seconds:rate{window}",
+            f"sum by ({pool}) (rate(pgbouncer_stats_client_wait_seconds_total{{{users}}}[{window}]))",
+        ),
+        (
+            "host_database:pool_servers:ratio",
+            f"sum by ({pool}) (pgbouncer_pools_server_active_connections{{{users}}})"
+            f" / (max by (host, database) (label_replace(pgbouncer_databases_pool_size, "
+            '"database", "$1", "name", "(.+)")) > 0)',
+        ),
+    ]
+
+
 def rules(settings: Settings) -> dict[str, Any]:
-    """Recording rules: requests per second, share of errors (5xx) and latency in seconds.
+    """Recording rules: requests per second, share of errors (5xx) and latency in seconds; the state of databases.
 
     `service_version:*` is seen by the services' own sidecars, `service_pool:*` by the gateways.
     """
@@ -219,9 +349,11 @@ def rules(settings: Settings) -> dict[str, Any]:
         ("service_version:instances:healthy", _versioned(f"max by ({slot}) (causeway_instance_healthy)")),
         ("job:up:ratio", "avg by (job) (up)"),
     ]
+    groups = {"causeway_services": recorded, "causeway_databases": database_rules(window)}
     return {
         "groups": [
-            {"name": "causeway_services", "rules": [{"record": name, "expr": expr} for name, expr in recorded]},
+            {"name": group, "rules": [{"record": name, "expr": expr} for name, expr in pairs]}
+            for group, pairs in groups.items()
         ]
     }
 

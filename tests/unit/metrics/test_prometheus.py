@@ -32,7 +32,7 @@ def test_every_scrape_is_mutual_tls_with_the_name_that_the_server_shows() -> Non
 
 
 def test_each_proxy_is_scraped_by_exactly_one_job() -> None:
-    for proxy in ("gateway", "sidecar-orders", "sidecar-catalog"):
+    for proxy in ("gateway", "database", "sidecar-orders", "sidecar-catalog"):
         keeping = [
             name
             for name, job in jobs().items()
@@ -79,6 +79,21 @@ def test_the_rules_read_only_what_is_kept() -> None:
     names = set(re.findall(r"envoy_[a-z_]+(?=\{)", text))
     assert names
     assert [name for name in names if not keep.fullmatch(name)] == []
+
+
+def test_databases_are_scraped_with_their_own_identity() -> None:
+    for name in ("postgresql", "patroni", "pgbouncer"):
+        assert jobs()[name]["tls_config"]["server_name"] == "database.shop.internal"
+        assert jobs()[name]["file_sd_configs"][0]["files"] == [f"/var/lib/causeway/file_sd/{name}.json"]
+
+
+def test_the_rules_of_databases_read_only_what_is_kept() -> None:
+    keep = re.compile(prometheus.POSTGRESQL_KEEP)
+    names = set(re.findall(r"pg_(?!basebackup|rewind)[a-z_]+", json.dumps(prometheus.database_rules("1m"))))
+    assert len(names) > 10
+    assert [name for name in names if not keep.fullmatch(name)] == []
+    dropped = ["go_threads", "pg_settings_work_mem_bytes", "pg_stat_user_tables_n_tup_ins", "pg_statio_user_tables_x"]
+    assert [name for name in dropped if keep.fullmatch(name)] == []
 
 
 @pytest.mark.parametrize("value", ["15", "0s", "s", "15 s", "-1s", ""])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.causeway.platform.plugins.module_utils import pgbouncer
+from ansible_collections.causeway.platform.plugins.modules import pgbouncer_admin
 
 WORD = "a-word-of-orders"
 
@@ -298,3 +301,65 @@ def test_a_lost_reload_is_repeated(site: Any, sessions: Any, role_change: Any) -
     assert where(sessions()) == "db1"
     assert site.settle("db1", "db2", "db1") == ["reloaded"]
     assert site.settle("db1", "db2", "db1") == []
+
+
+@pytest.fixture
+def module(site: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Runs pgbouncer_admin's main() on db1 as Ansible does."""
+
+    def run(*, check: bool = False, **params: Any) -> dict[str, Any]:
+        config = site.hosts["db1"].folder / "etc/causeway/pgbouncer/clusters.json"
+        arguments = {"config": str(config), "_ansible_check_mode": check, **params}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            pgbouncer_admin.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return run
+
+
+def test_the_module_pauses_and_resumes(site: Any, sessions: Any, module: Any) -> None:
+    """Check mode, for real, check mode, for real: changed, changed, ok, ok; for both states."""
+    session = sessions()
+    assert where(session) == "db1"
+    for state, paused in (("paused", True), ("resumed", False)):
+        for check, changed in ((True, True), (False, True), (True, False), (False, False)):
+            found = module(name="orders", state=state, check=check)
+            assert found.get("changed") is changed, (state, check, found)
+            assert found["leader"] == "db1"
+        assert module(name="orders")["paused"] is paused
+    assert 0 < module(name="orders")["seconds"] < 30
+    assert where(session) == "db1"
+
+
+def test_the_module_resumes_at_the_new_leader(site: Any, sessions: Any, module: Any) -> None:
+    session = sessions()
+    assert where(session) == "db1"
+    module(name="orders", state="paused")
+    session.send("SELECT name FROM who;")
+    site.lead("db2")
+    found = module(name="orders", state="resumed")
+    assert (found["leader"], found["paused"], found["changed"]) == ("db2", False, True)
+    assert found["actions"][0] == "orders -> db2, orders_ro -> db1"
+    assert session.receive() == "db2"
+
+
+def test_the_module_reloads_and_tells_what_needs_a_restart(site: Any, sessions: Any, module: Any) -> None:
+    found = module(state="reloaded")
+    assert (found["changed"], found["restart_needed"]) == (True, [])
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"state": "paused"}, "missing: name"),
+        ({"name": "nosuch"}, "cluster 'nosuch' has no member on db1"),
+        ({"name": "orders", "state": "paused", "timeout": 0}, "timeout: 0.0 must be more than 0 seconds"),
+    ],
+)
+def test_the_module_refuses_what_makes_no_sense(
+    site: Any, sessions: Any, module: Any, params: dict[str, Any], message: str
+) -> None:
+    found = module(**params)
+    assert found["failed"] is True
+    assert message in found["msg"]

@@ -29,7 +29,6 @@ def test_defaults(described):
     assert found.pop("directory").endswith("services/migrations/orders")
     assert found == {
         "database": {**DATABASE, "port": 5432, "sslmode": "verify-full", "ca": "", "cert": "", "key": ""},
-        "cluster": "",
         "secret": "",
         "lock_timeout": 0.5,
         "statement_timeout": 60.0,
@@ -65,41 +64,3 @@ def test_mistakes(described, names, change, message):
     problems = described(names, **change).problems()
     assert len(problems) == 1, problems
     assert message in problems[0]
-
-
-@pytest.fixture
-def with_own(described):
-    """The same for a service whose database the platform runs."""
-
-    def read(**change):
-        files = described()
-        hosts = files.data["platform"]["regions"]["north"]["zones"]["north-a"]["hosts"]
-        hosts["core1"]["components"] = ["registry", "trust", "database", "backup"]
-        files.set("orders", "database", {"name": "shop_orders"})
-        files.set("orders", "migrations", change)
-        return files
-
-    return read
-
-
-def test_a_database_of_the_platform_needs_no_word_more(with_own):
-    found = with_own().read().variables["causeway_services"]["orders"]["migrations"]
-    assert found["cluster"] == "orders"
-    assert found["database"] == {
-        **{"host": "/run/postgresql", "port": 15110, "name": "shop_orders", "user": "shop_orders_owner"},
-        **{"sslmode": "verify-full", "ca": "", "cert": "", "key": ""},
-    }
-    # Another database may be meant all the same.
-    found = with_own(database=DATABASE).read().variables["causeway_services"]["orders"]["migrations"]
-    assert (found["cluster"], found["database"]["host"]) == ("", DATABASE["host"])
-
-
-@pytest.mark.parametrize("key, value", [("run_on", "core1"), ("secret", "orders")])
-def test_the_platform_decides_where_they_run_and_as_whom(with_own, key, value):
-    assert f"{key} for a database that the platform runs" in with_own(**{key: value}).problems()[0]
-
-
-def test_without_any_database_there_is_nothing_to_migrate(described):
-    files = described()
-    files.set("orders", "migrations", {})
-    assert "migrations: the key database is missing" in files.problems()[0]

@@ -432,7 +432,7 @@ class Session:
 
     def receive(self) -> str:
         assert self.process.stdout
-        lines = []
+        lines: list[str] = []
         for line in self.process.stdout:
             if line == "--end--\n":
                 return "".join(lines).strip()

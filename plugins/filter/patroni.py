@@ -32,8 +32,8 @@ def patroni_members(
 
 
 def patroni_dynamic(configurations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the members of a cluster share, from the files of each."""
-    return patroni_config.merged([one["bootstrap"]["dcs"] for one in configurations])
+    """What the members of a cluster share, from what each member's host leads to."""
+    return patroni_config.merged(list(configurations))
 
 
 def patroni_clusters(clusters: Mapping[str, Any], host: str) -> dict[str, Any]:

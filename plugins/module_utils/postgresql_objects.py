@@ -32,6 +32,7 @@ HELPERS = """
 CREATE SCHEMA IF NOT EXISTS causeway;
 REVOKE ALL ON SCHEMA causeway FROM PUBLIC;
 GRANT USAGE ON SCHEMA causeway TO {application}, {owner}, pgbouncer;
+GRANT CREATE ON SCHEMA causeway TO {owner};
 CREATE OR REPLACE FUNCTION causeway.user_lookup(name text, OUT usename text, OUT passwd text) RETURNS SETOF record
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $causeway$
   SELECT rolname::text, rolpassword FROM pg_catalog.pg_authid

@@ -14,7 +14,7 @@ mkdir -p "$root/tmp" "$root/opt"
 cp -r "$SELF/causeway_demo" "$root/opt/"
 chroot "$root" /usr/bin/python3 -c '
 import sys; sys.path.insert(0, "/opt")
-import causeway_demo.orders, causeway_demo.catalog
+import causeway_demo.orders, causeway_demo.catalog, causeway_demo.database
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export'
 rm -rf "$root/opt/causeway_demo" "$root"/var/lib/apt "$root"/var/cache/* "$root"/var/log/* "$root"/usr/share/zoneinfo \
   "$root"/usr/lib/x86_64-linux-gnu/gconv "$root"/usr/lib/python3*/ensurepip "$root"/usr/lib/python3*/idlelib \

@@ -510,6 +510,18 @@ def _check_migrations(topology: Topology, service: Service) -> None:
             for name, what, may in migrations.check_names(names):
                 report((*path, "directory"), what, show(f"{entry.name}/{name}"), may)
     database, hosts = spec["database"], [host.name for host in topology.hosts]
+    if not database["host"] and not service.spec["database"]:
+        report(
+            path, "the key database is missing", None, "the database to migrate, or a database: of the service's own"
+        )
+    elif not database["host"] and (spec["run_on"] or spec["secret"]):
+        key = "run_on" if spec["run_on"] else "secret"
+        report(
+            (*path, key),
+            "does not go with the service's own database",
+            show(spec[key]),
+            "only with migrations.database",
+        )
     if bool(database["cert"]) != bool(database["key"]):
         report((*path, "database"), "one half of a certificate", None, "both cert and key, or neither")
     if spec["run_on"] and spec["run_on"] not in hosts:

@@ -341,7 +341,7 @@ _MIGRATIONS = _map(
             }
         ),
     },
-    ("database",),
+    (),
 )
 
 _CALENDAR = {

@@ -60,6 +60,7 @@ class Cluster:
     folder: Path
     port: int
     ca: Path
+    password: str = PASSWORD  # of role owner
 
     def psql(self, database: str, sql: str) -> str:
         """Run SQL as superuser over the unix socket."""

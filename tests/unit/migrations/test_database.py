@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.causeway.platform.plugins.action import database_migration as action
+
 from .conftest import _MODULE, PASSWORD, Database, tool
 
 Migrate = Callable[..., dict[str, Any]]
@@ -408,3 +410,29 @@ def test_the_certificate_of_the_server_is_checked(database: Database, migrate: M
     connection = {**database.parameters()["connection"], "ca": str(other)}
     assert "certificate verify failed" in migrate(connection=connection)["msg"]
     assert "email" not in columns(database)
+
+
+def test_the_first_schema_of_a_database_that_the_platform_made(database: Database, migrate: Migrate) -> None:
+    """Over the unix socket, with a schema `causeway` that belongs to the superuser; the files are those of the lab."""
+    database.sql("CREATE SCHEMA causeway; GRANT USAGE, CREATE ON SCHEMA causeway TO owner;")
+    folder = Path(__file__).resolve().parents[3] / "inventories" / "lab" / "services" / "migrations" / "orders"
+    own = {
+        "connection": {
+            "host": str(database.cluster.folder),
+            "port": database.cluster.port,
+            "name": database.name,
+            "user": "owner",
+        },
+        "directory": str(folder),
+        "_files": action.read_files(folder),
+    }
+    assert migrate(check=True, **own)["changed"]
+    assert migrate(keep=False, **own)["changed"]
+    assert migrate(state="undone", **own)["changed"]
+    assert database.sql("SELECT to_regclass('orders') IS NULL;") == "t"
+    assert migrate(**own)["changed"]
+    again = migrate(**own)
+    assert not again.get("failed"), again
+    assert not again["changed"]
+    assert database.sql("SELECT tableowner FROM pg_tables WHERE tablename = 'orders';") == "owner"
+    assert database.sql("SELECT nspowner::regrole FROM pg_namespace WHERE nspname = 'causeway';") == "postgres"

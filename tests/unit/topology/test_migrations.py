@@ -64,3 +64,31 @@ def test_mistakes(described, names, change, message):
     problems = described(names, **change).problems()
     assert len(problems) == 1, problems
     assert message in problems[0]
+
+
+def test_without_a_database_of_its_own_one_must_be_named(described):
+    files = described()
+    files.set("orders", "migrations", {})
+    (problem,) = files.problems()
+    assert "migrations: the key database is missing" in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, ""),
+        ({"run_on": "app1"}, "migrations.run_on: does not go with the service's own database"),
+        ({"secret": "word"}, "migrations.secret: does not go with the service's own database"),
+        ({"database": DATABASE, "secret": "word"}, ""),
+    ],
+)
+def test_with_a_database_of_its_own_nothing_need_be_named(described, change, message):
+    files = described()
+    for zone, host in (("a", "core1"), ("b", "core2"), ("c", "core3")):
+        place = f"regions/north/zones/north-{zone}/hosts/{host}/components"
+        files.set("platform", place, ["registry", "database", *(["trust", "backup"] if zone == "a" else [])])
+    files.set("orders", "database", {})
+    files.set("orders", "migrations", change)
+    problems = files.problems()
+    assert len(problems) == bool(message), problems
+    assert message in "".join(problems)

@@ -35,7 +35,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.envoy.settings i
 ROOT = Path(__file__).resolve().parents[3]
 NAME, PASSWORD, POOLER = "orders", "a-word-of-orders", "a-word-of-the-pooler"
 DOMAIN = "shop.internal"
-SIDECAR = "127.77.1.31"
+SIDECAR = "127.76.1.31"
 
 
 def _load(name: str, path: Path) -> Any:
@@ -150,7 +150,7 @@ class Site:
         self.leader = "db1"
         self.authority = live.Authority("causeway test root")
         self.hosts = {
-            f"db{number}": Host(f"db{number}", f"127.77.1.4{number}", folder / f"db{number}", account)
+            f"db{number}": Host(f"db{number}", f"127.76.1.4{number}", folder / f"db{number}", account)
             for number in (1, 2)
         }
         self.databases = {
@@ -362,7 +362,7 @@ def _documents(site: Site) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(account: str) -> Iterator[Site]:
     binary, envoy = program("pgbouncer", "CAUSEWAY_PGBOUNCER"), live.find_envoy()
     if envoy is None:

@@ -65,7 +65,7 @@ def test_tls_of_the_container_is_declined_not_broken(site: Any, sessions: Any) -
 
 def test_no_certificate_no_connection(site: Any, sessions: Any) -> None:
     """Straight to the pooler's proxy, as somebody in the network would."""
-    command = ["psql", "-XqAt", "-h", "127.77.1.41", "-p", "6432", "-U", "orders", "-d", "orders", "-c", "SELECT 1"]
+    command = ["psql", "-XqAt", "-h", "127.76.1.41", "-p", "6432", "-U", "orders", "-d", "orders", "-c", "SELECT 1"]
     for mode in ("disable", "require"):
         environment = {
             "PATH": "/usr/bin",

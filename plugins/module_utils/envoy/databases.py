@@ -124,6 +124,8 @@ def _members(proxy: str, domain: str, database: Json, role: str, settings: Setti
             # While nobody leads, any member will do: its pooler keeps the query until somebody does. Readers then have
             # the writers' members.
             "healthy_panic_threshold": {"value": 1.0 if role == WRITER else 0.0},
+            # By default Envoy gathers changes of health for a second before its workers hear of them.
+            "update_merge_window": "0s",
         },
         "load_assignment": {
             "cluster_name": name,

@@ -521,7 +521,8 @@ def open_transactions(psql: Psql, database: str, seconds: float) -> None:
         SELECT json_build_object('old', (SELECT coalesce(json_agg(t ORDER BY seconds DESC), '[]') FROM (
           SELECT pid, usename AS role, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds
           FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-            AND backend_type = 'client backend' AND xact_start < clock_timestamp() - {seconds:.3f} * interval '1 second') t))
+            AND backend_type = 'client backend'
+            AND xact_start < clock_timestamp() - {seconds:.3f} * interval '1 second') t))
         """,
     )["old"]
     if found:
@@ -546,5 +547,5 @@ def create(psql: Psql, database: str, proposal: Mapping[str, Any], lock_timeout:
                 left = "what was begun is removed"
                 break
             except PostgresqlError as second:
-                left = f"AN INVALID INDEX IS LEFT, which the next run removes, or: DROP INDEX CONCURRENTLY {name} ({second})"
+                left = f"AN INVALID INDEX IS LEFT, {name}: the next run with this name removes it ({second})"
         raise AdviseError(f"index {proposal['name']} was not created, {left}: {error}") from error

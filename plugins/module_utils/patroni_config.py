@@ -64,6 +64,7 @@ def dynamic(cluster: Mapping[str, Any], parameters: Mapping[str, Any], settings:
         "synchronous_mode": synchronous > 0,
         "synchronous_mode_strict": synchronous > 0 and bool(cluster["strict"]),
         "synchronous_node_count": max(synchronous, 1),
+        "primary_stop_timeout": int(settings["primary_stop_timeout"]),
         "member_slots_ttl": str(settings["member_slots_ttl"]),
         "postgresql": {
             "use_pg_rewind": True,

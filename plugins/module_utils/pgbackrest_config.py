@@ -232,7 +232,8 @@ def _stanza(name: str, cluster: Mapping[str, Any], settings: Settings) -> list[s
 def configuration(clusters: Mapping[str, Any], settings: Settings) -> str:
     """``pgbackrest.conf`` of a host."""
     own = clusters if settings.is_repository else on_host(clusters, settings.host)
-    push = [f"process-max={min(settings.process_max, 2)}"]
+    # An archiver that waits for the repository holds up the end of its PostgreSQL: it asks again instead.
+    push = [f"process-max={min(settings.process_max, 2)}", "archive-timeout=10"]
     if settings.queue_max:
         push.append(f"archive-push-queue-max={settings.queue_max}")
     sections: dict[str, list[str]] = {

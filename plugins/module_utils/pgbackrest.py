@@ -467,9 +467,13 @@ def restore_options(program: Program, name: str, backup: Backup, target: Target,
         if target.exclusive:
             options.append("--target-exclusive")
     if place.beside:
-        # The queue of asynchronous reading belongs to the cluster itself.
-        own = replace(program, user="").command(name, "archive-get", [f"--repo={backup.repo}", "--no-archive-async"])
-        options += ["--archive-mode=off", f'--recovery-option=restore_command={" ".join(own)} %f "%p"']
+        # On the repository host pg1 is another host; and the queue of archiving belongs to the cluster itself, while a
+        # restore empties the one it is given.
+        here = ["--reset-pg1-host", f"--pg1-path={place.path}"]
+        reading = [f"--repo={backup.repo}", "--no-archive-async", *here]
+        own = replace(program, user="").command(name, "archive-get", reading)
+        options += ["--reset-pg1-host", f"--spool-path={place.path}.spool", "--archive-mode=off"]
+        options.append(f'--recovery-option=restore_command={" ".join(own)} %f "%p"')
         if place.tablespaces:
             options.append(f"--tablespace-map-all={place.tablespaces}")
     return options

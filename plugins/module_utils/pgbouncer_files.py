@@ -105,8 +105,8 @@ def settings(databases: Mapping[str, Mapping[str, Any]], host: str, options: Opt
         "max_prepared_statements": "200",
         "ignore_startup_parameters": "extra_float_digits",
         "server_connect_timeout": "3",
-        # Without a server connection PgBouncer fails queries until a login succeeds, and tries no sooner than this: with
-        # the default of 15 that would go on long after a new leader is there.
+        # Without a server connection PgBouncer fails queries until a login succeeds, and tries no sooner than this:
+        # with the default of 15 that would go on long after a new leader is there.
         "server_login_retry": "0.2",
         "server_lifetime": "3600",
         "server_idle_timeout": "600",

@@ -752,7 +752,12 @@ class Instance:
             "SELECT timeline_id, pg_current_wal_lsn(), "
             "coalesce(extract(epoch FROM pg_last_xact_replay_timestamp()), 0) FROM pg_control_checkpoint()"
         ).split("\t")
-        return {"timeline": int(line), "lsn": lsn, "last_transaction": moment(float(last)) if float(last) else ""}
+        return {
+            "timeline": int(line),
+            "lsn": lsn,
+            "last_transaction": moment(float(last)) if float(last) else "",
+            "identity": control_value(self.controldata(), "Database system identifier"),
+        }
 
     def forget_recovery(self) -> None:
         """Take the settings of the recovery out of postgresql.auto.conf: the next start would obey them."""

@@ -11,7 +11,8 @@ short_description: Have Patroni forget how far a stopped cluster had come
 description:
   - After a restore in place the cluster is younger than what Patroni remembers in etcd. Its last position and its
     synchronous standbys would keep the restored member from leading, so they are removed, as are notes of old members.
-  - The dynamic configuration and the cluster's identity stay. C(patronictl remove) would take them too.
+  - The dynamic configuration and the cluster's identity stay. C(patronictl remove) would take them too, and whoever
+    starts with an empty directory then would found another cluster.
   - It refuses while a Patroni of the cluster lives, so that nobody leads with other data meanwhile.
 version_added: "0.1.0"
 options:
@@ -26,6 +27,12 @@ options:
     type: str
     choices: [idle, forgotten]
     default: forgotten
+  identity:
+    description:
+      - System identifier of the restored cluster. Where Patroni knows another one (all members were lost, and an empty
+        cluster was made in their place), it is told this one.
+    type: str
+    default: ""
   timeout:
     description:
       - Seconds to wait for the last of them to be gone; longer than Patroni's C(ttl).
@@ -88,7 +95,8 @@ def forget(client: EtcdClient, params: dict[str, Any], check_mode: bool) -> dict
     prefix = f"/patroni/{params['platform']}/{params['cluster']}/"
     deadline = time.monotonic() + params["timeout"]
     while True:
-        keys = sorted(one.key[len(prefix) :] for one in client.range(prefix, keys_only=True)[0])
+        values = {one.key[len(prefix) :]: one.text() for one in client.range(prefix)[0]}
+        keys = sorted(values)
         found = alive(keys)
         if not found or check_mode:
             break
@@ -99,11 +107,14 @@ def forget(client: EtcdClient, params: dict[str, Any], check_mode: bool) -> dict
         time.sleep(PAUSE)
     gone = [key for key in keys if key not in KEPT and key not in found]
     if params["state"] == "idle":
-        gone = []
+        return {"changed": False, "keys": []}
+    other = bool(params["identity"]) and values.get("initialize") != params["identity"]
     if not check_mode:
+        if other:
+            client.put(f"{prefix}initialize", params["identity"])
         for key in gone:
             client.delete(prefix + key)
-    return {"changed": bool(gone), "keys": gone}
+    return {"changed": bool(gone) or other, "keys": gone}
 
 
 def main() -> None:
@@ -113,6 +124,7 @@ def main() -> None:
             **ARGUMENTS,
             "cluster": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["idle", "forgotten"], "default": "forgotten"},
+            "identity": {"type": "str", "default": ""},
             "timeout": {"type": "float", "default": 60.0},
         },
         supports_check_mode=True,

@@ -156,10 +156,10 @@ target:
   type: str
   sample: just before xid 4711
 recovered:
-  description: Timeline, position and time of the last transaction after the recovery.
+  description: Timeline, position, time of the last transaction and identity of the cluster after the recovery.
   returned: when PostgreSQL recovered
   type: dict
-  sample: {timeline: 2, lsn: 0/9000060, last_transaction: "2026-11-27 11:29:58+00:00"}
+  sample: {timeline: 2, lsn: 0/9000060, last_transaction: "2026-11-27 11:29:58+00:00", identity: "7712819613798151109"}
 seconds:
   description: How long restore and recovery took.
   returned: when something was restored

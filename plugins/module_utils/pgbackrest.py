@@ -293,9 +293,9 @@ def parse_time(text: str) -> datetime:
         clean = re.sub(r"[Zz]$", "+00:00", text.strip())
         found = datetime.fromisoformat(re.sub(r"([+-]\d\d)(\d\d)?$", lambda m: f"{m[1]}:{m[2] or '00'}", clean))
     except ValueError as error:
-        raise TargetError(f"{text!r} is no time; one looks like 2026-11-27 11:30:00+00:00") from error
+        raise TargetError(f"{text!r} is no time; one looks like 2026-11-27T11:30:00+00:00") from error
     if found.tzinfo is None:
-        raise TargetError(f"the time {text!r} has no time zone; write it like 2026-11-27 11:30:00+00:00")
+        raise TargetError(f"the time {text!r} has no time zone; write it like 2026-11-27T11:30:00+00:00")
     return found
 
 
@@ -467,9 +467,13 @@ def restore_options(program: Program, name: str, backup: Backup, target: Target,
         if target.exclusive:
             options.append("--target-exclusive")
     if place.beside:
-        # The queue of asynchronous reading belongs to the cluster itself.
-        own = replace(program, user="").command(name, "archive-get", [f"--repo={backup.repo}", "--no-archive-async"])
-        options += ["--archive-mode=off", f'--recovery-option=restore_command={" ".join(own)} %f "%p"']
+        # On the repository host pg1 is another host; and the queue of archiving belongs to the cluster itself, while a
+        # restore empties the one it is given.
+        here = ["--reset-pg1-host", f"--pg1-path={place.path}"]
+        reading = [f"--repo={backup.repo}", "--no-archive-async", *here]
+        own = replace(program, user="").command(name, "archive-get", reading)
+        options += ["--reset-pg1-host", f"--spool-path={place.path}.spool", "--archive-mode=off"]
+        options.append(f'--recovery-option=restore_command={" ".join(own)} %f "%p"')
         if place.tablespaces:
             options.append(f"--tablespace-map-all={place.tablespaces}")
     return options

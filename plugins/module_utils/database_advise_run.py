@@ -102,7 +102,7 @@ SELECT json_build_object(
       WHERE k.contype = 'f' AND t.relkind = 'r' AND {SYSTEM} ORDER BY 2, 3, 1) f))
 """
 
-# The superusers' own statements (maintenance, exporters) are not the application's, and need no advice.
+# Statements of superusers and of the platform's own roles are not the application's, and need no advice.
 STATEMENTS = """
 SELECT json_build_object(
   'since', (SELECT to_char(stats_reset AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
@@ -115,7 +115,7 @@ SELECT json_build_object(
               ORDER BY d.setrole DESC, d.setdatabase DESC LIMIT 1) AS path
       FROM {schema}.pg_stat_statements s JOIN pg_roles r ON r.oid = s.userid
       WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND s.toplevel AND NOT r.rolsuper
-        AND r.rolname <> 'monitor'
+        AND r.rolname NOT IN ('monitor', 'pgbouncer', 'replicator', 'rewind')
       ORDER BY s.total_exec_time DESC LIMIT {limit}) q))
 """
 

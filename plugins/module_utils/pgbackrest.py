@@ -293,9 +293,9 @@ def parse_time(text: str) -> datetime:
         clean = re.sub(r"[Zz]$", "+00:00", text.strip())
         found = datetime.fromisoformat(re.sub(r"([+-]\d\d)(\d\d)?$", lambda m: f"{m[1]}:{m[2] or '00'}", clean))
     except ValueError as error:
-        raise TargetError(f"{text!r} is no time; one looks like 2026-11-27 11:30:00+00:00") from error
+        raise TargetError(f"{text!r} is no time; one looks like 2026-11-27T11:30:00+00:00") from error
     if found.tzinfo is None:
-        raise TargetError(f"the time {text!r} has no time zone; write it like 2026-11-27 11:30:00+00:00")
+        raise TargetError(f"the time {text!r} has no time zone; write it like 2026-11-27T11:30:00+00:00")
     return found
 
 

@@ -132,6 +132,25 @@ class Host:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def answers(self) -> bool:
+        """Whether the pooler here has a leader to offer."""
+        command = [
+            program("psql"),
+            "-XqAt",
+            "-h",
+            str(self.socket),
+            "-p",
+            "6432",
+            "-U",
+            NAME,
+            "-d",
+            NAME,
+            "-c",
+            "SELECT 1",
+        ]
+        environment = {**os.environ, "PGPASSWORD": PASSWORD}
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
     def stop(self) -> None:
         for process in self.running.values():
             process.terminate()
@@ -196,6 +215,9 @@ class Site:
         for name in self.hosts:
             pgbouncer.resume(self.config(name), self.cluster(name), self.console(name))
             self.settle(name, "db1", name)
+        for host in self.hosts.values():
+            # A login that a test broke off counts as failed until the next one.
+            live.wait_for(host.answers, f"the pooler of {host.name}")
         live.wait_for(lambda: self.fit("writer") == {"db1"} and self.fit("reader") == {"db2"}, "health checks")
 
     def fit(self, role: str) -> set[str]:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "inventories" / "lab" / "demo"))
 from causeway_demo import database
 
-SCHEMA = next((ROOT / "inventories/lab/services/migrations/orders/expand").glob("*_orders.sql"))
+SCHEMA = next((ROOT / "molecule/database/services/migrations/orders/expand").glob("*_orders.sql"))
 # What the platform's own function does, without the waiting: a server without readers has it at once, or never.
 WAIT = """
     CREATE SCHEMA causeway;

@@ -25,9 +25,11 @@ missing() { # packages on standard input that are not installed
 }
 
 packages() {
-  local profiles names wanted script
+  local profiles system names wanted script
   profiles=$(IFS='|' && printf '%s' "$*")
-  mapfile -t wanted < <(grep -v '^#' bindep.txt | grep -Ew "$profiles" | cut -d' ' -f1 | missing)
+  # shellcheck source=/dev/null
+  system=$(. /etc/os-release && printf '%s-%s' "${ID:-}" "${VERSION_CODENAME:-}")
+  mapfile -t wanted < <(grep -v '^#' bindep.txt | grep -E "platform:(dpkg|$system) " | grep -Ew "$profiles" | cut -d' ' -f1 | missing)
   [ ${#wanted[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || { say "apt-get is needed to install: ${wanted[*]}"; exit 1; }
   say "installing packages: ${wanted[*]}"

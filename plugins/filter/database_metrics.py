@@ -20,6 +20,13 @@ def database_metrics_clusters(databases: Mapping[str, Any], host: str) -> list[s
         raise AnsibleFilterError(f"database_metrics_clusters: {error}") from error
 
 
+def database_metrics_targets(databases: Mapping[str, Any], host: str) -> list[dict[str, Any]]:
+    try:
+        return database_metrics.targets(databases, host)
+    except database_metrics.DatabaseMetricsError as error:
+        raise AnsibleFilterError(f"database_metrics_targets: {error}") from error
+
+
 def database_metrics_files(
     databases: Mapping[str, Any], host: str, sockets: str, pooler: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -34,4 +41,5 @@ class FilterModule:
         return {
             "database_metrics_clusters": database_metrics_clusters,
             "database_metrics_files": database_metrics_files,
+            "database_metrics_targets": database_metrics_targets,
         }

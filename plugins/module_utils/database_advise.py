@@ -30,6 +30,7 @@ _TYPED_LITERAL = re.compile(r"\b(interval|timestamptz|timestamp|date|time)\s+(\$
 _IDENTIFIER = r'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
 _CAST = re.compile(r"^(\(.*\))::[a-z ]+(?:\(\d+(?:,\d+)?\))?(?:\[\])?$")
 _EXPRESSION = re.compile(r'^[a-zA-Z0-9_.":, ()\[\]]+$')
+_TEXT = re.compile(r"'(?:[^']|'')*'")
 _OPERATORS = {"=": "equal", "<": "range", "<=": "range", ">": "range", ">=": "range"}
 MAX_NAME = 63  # PostgreSQL's NAMEDATALEN - 1
 MAX_COLUMNS = 3
@@ -126,7 +127,11 @@ def key_of(side: str, alias: str) -> str:
 def terms(condition: str, alias: str) -> list[Term]:
     """What an index on the table `alias` could serve of a condition as EXPLAIN VERBOSE writes it."""
     result = []
-    mentions = re.compile(rf"(?<![\w.\"]){re.escape(alias)}\.")
+    pattern = re.compile(rf"(?<![\w.\"]){re.escape(alias)}\.")
+
+    def mentions(text: str) -> bool:
+        return bool(pattern.search(_TEXT.sub("''", text)))
+
     for one in conjuncts(condition):
         if len(split_top(one, " OR ")) > 1:
             continue
@@ -144,7 +149,7 @@ def terms(condition: str, alias: str) -> list[Term]:
             left, right = sides
             is_any = right.strip().startswith("ANY ")
             for own, other in ((left, right), (right, left)):
-                if mentions.search(own) and not mentions.search(other) and not (is_any and own is right):
+                if mentions(own) and not mentions(other) and not (is_any and own is right):
                     key = key_of(own, alias)
                     if key:
                         result.append(Term(key, kind))

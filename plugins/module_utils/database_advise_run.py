@@ -102,7 +102,7 @@ SELECT json_build_object(
       WHERE k.contype = 'f' AND t.relkind = 'r' AND {SYSTEM} ORDER BY 2, 3, 1) f))
 """
 
-# The superusers' own statements (maintenance, exporters) are not the application's, and need no advice.
+# Statements of superusers and of the platform's own roles are not the application's, and need no advice.
 STATEMENTS = """
 SELECT json_build_object(
   'since', (SELECT to_char(stats_reset AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
@@ -115,7 +115,7 @@ SELECT json_build_object(
               ORDER BY d.setrole DESC, d.setdatabase DESC LIMIT 1) AS path
       FROM {schema}.pg_stat_statements s JOIN pg_roles r ON r.oid = s.userid
       WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND s.toplevel AND NOT r.rolsuper
-        AND r.rolname <> 'monitor'
+        AND r.rolname NOT IN ('monitor', 'pgbouncer', 'replicator', 'rewind')
       ORDER BY s.total_exec_time DESC LIMIT {limit}) q))
 """
 
@@ -521,7 +521,8 @@ def open_transactions(psql: Psql, database: str, seconds: float) -> None:
         SELECT json_build_object('old', (SELECT coalesce(json_agg(t ORDER BY seconds DESC), '[]') FROM (
           SELECT pid, usename AS role, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds
           FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-            AND backend_type = 'client backend' AND xact_start < clock_timestamp() - {seconds:.3f} * interval '1 second') t))
+            AND backend_type = 'client backend'
+            AND xact_start < clock_timestamp() - {seconds:.3f} * interval '1 second') t))
         """,
     )["old"]
     if found:
@@ -546,5 +547,5 @@ def create(psql: Psql, database: str, proposal: Mapping[str, Any], lock_timeout:
                 left = "what was begun is removed"
                 break
             except PostgresqlError as second:
-                left = f"AN INVALID INDEX IS LEFT, which the next run removes, or: DROP INDEX CONCURRENTLY {name} ({second})"
+                left = f"AN INVALID INDEX IS LEFT, {name}: the next run with this name removes it ({second})"
         raise AdviseError(f"index {proposal['name']} was not created, {left}: {error}") from error

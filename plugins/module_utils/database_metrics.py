@@ -12,7 +12,6 @@ from urllib.parse import quote, urlencode
 
 FOLDER = "etc/causeway/database_metrics"
 TARGETS = "etc/causeway/agent/targets.d/database-metrics.json"
-FIRST_PORT = 19000  # docs/design.md section 9: 19000 + 10 * index
 PGBOUNCER_PORT = 9104  # 9110 and above are the sidecars'
 ROLE = "monitor"
 
@@ -45,7 +44,7 @@ def clusters(databases: Mapping[str, Any], host: str) -> dict[str, dict[str, Any
                     "address": str(own["address"]),
                     "port": int(cluster["port"]),
                     "rest_port": int(cluster["rest_port"]),
-                    "exporter_port": FIRST_PORT + 10 * int(cluster["index"]),
+                    "exporter_port": int(cluster["exporter_port"]),
                     "database": str(cluster["database"]),
                     "service": str(cluster["service"]),
                 }

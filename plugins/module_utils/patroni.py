@@ -204,9 +204,9 @@ def switchover_problems(cluster: Cluster, candidate: str, synchronous: bool, max
     """Why leadership cannot move now (to ``candidate``, or to anybody if it is empty), empty if it can."""
     if cluster.leader is None:
         return ["there is no leader that could hand over; Patroni elects one by itself, or restore a member first"]
-    problems = []
     if cluster.paused and not candidate:
-        problems.append("the cluster is paused, so a candidate must be named")
+        return ["the cluster is paused, so a candidate must be named"]
+    problems = []
     others = [one for one in cluster.members.values() if not one.leads]
     if candidate:
         others = [one for one in others if one.name == candidate]
@@ -227,9 +227,7 @@ def switchover_problems(cluster: Cluster, candidate: str, synchronous: bool, max
             )
         else:
             fit.append(one.name)
-    if fit and not (cluster.paused and not candidate):
-        return []
-    return problems or ["there is no replica"]
+    return [] if fit else problems or ["there is no replica"]
 
 
 def restart_order(cluster: Cluster, names: Sequence[str], pending: bool) -> list[str]:

@@ -105,11 +105,12 @@ def settings(databases: Mapping[str, Mapping[str, Any]], host: str, options: Opt
         "max_prepared_statements": "200",
         "ignore_startup_parameters": "extra_float_digits",
         "server_connect_timeout": "3",
-        # The default of 15 would keep clients waiting long after a new leader is there.
-        "server_login_retry": "1",
+        # Without a server connection PgBouncer fails queries until a login succeeds, and tries no sooner than this:
+        # with the default of 15 that would go on long after a new leader is there.
+        "server_login_retry": "0.2",
         "server_lifetime": "3600",
         "server_idle_timeout": "600",
-        # Longer than a failover: clients of a surviving host wait for it and see no error.
+        # Longer than a switchover, also one that goes wrong and ends in a failover.
         "query_wait_timeout": "60",
         # A host that lost its power is noticed in about 5 seconds, with data on its way (milliseconds) or without.
         "tcp_user_timeout": "5000",

@@ -15,7 +15,7 @@ description:
   - Tells foreign keys without an index, indexes that another one makes superfluous, and indexes that no member reads.
   - Runs on the host of the member that leads and changes nothing, unless O(apply) names proposals.
   - Statements are planned as the roles that ran them, inside one transaction that is rolled back. Those of superusers
-    and of the role C(monitor) are left out.
+    and of the platform's own roles are left out.
 version_added: "0.1.0"
 options:
   port:

@@ -121,9 +121,11 @@ def _members(proxy: str, domain: str, database: Json, role: str, settings: Setti
         # So many draws that the member with the fewest connections is hardly ever missed.
         "least_request_lb_config": {"choice_count": 10},
         "common_lb_config": {
-            # While nobody leads, any member will do: its pooler keeps the query until somebody does. Readers then have
-            # the writers' members.
+            # While nobody leads, any member will do: in a switchover its pooler keeps the query until somebody does.
+            # Readers have the writers' members then.
             "healthy_panic_threshold": {"value": 1.0 if role == WRITER else 0.0},
+            # By default Envoy gathers changes of health for a second before its workers hear of them.
+            "update_merge_window": "0s",
         },
         "load_assignment": {
             "cluster_name": name,

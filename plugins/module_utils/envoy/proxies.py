@@ -34,9 +34,9 @@ class Platform:
     hosts: Mapping[str, Json]
     services: dict[str, Json]
     regions: Mapping[str, Json] = dataclasses.field(default_factory=dict)
-    databases: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     # From which the tokens of the header x-causeway-pool derive; "" for none.
     pool_secret: str = dataclasses.field(default="", repr=False)
+    databases: Mapping[str, Json] = dataclasses.field(default_factory=dict)
 
 
 def _host(hosts: Mapping[str, Json], name: str) -> Json:

@@ -64,7 +64,7 @@ def server() -> Iterator[Server]:
         stdout=subprocess.DEVNULL,
         **run,
     )
-    command = [server_program("postgres"), "-D", data, "-p", str(PORT)]
+    command = [server_program("postgres"), "-D", str(data), "-p", str(PORT)]
     for setting in (
         f"unix_socket_directories={folder}",
         "listen_addresses=",
@@ -119,7 +119,8 @@ class Database:
     def state(self) -> str:
         """All that a run that only looks must leave as it is."""
         return self.sql(
-            "SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class WHERE relnamespace = 'public'::regnamespace;"
+            "SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class"
+            " WHERE relnamespace = 'public'::regnamespace;"
             "SELECT string_agg(extname, ',' ORDER BY extname) FROM pg_extension;"
             "SELECT string_agg(nspname, ',' ORDER BY nspname) FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp';"
             "SELECT count(*) FROM pg_proc;"

@@ -196,7 +196,8 @@ class TestProposals:
         database.sql("CREATE SCHEMA trap AUTHORIZATION app;")
         database.sql(
             """
-            CREATE FUNCTION trap.jsonb_build_object(VARIADIC "any") RETURNS jsonb LANGUAGE internal AS 'jsonb_build_object';
+            CREATE FUNCTION trap.jsonb_build_object(VARIADIC "any") RETURNS jsonb
+            LANGUAGE internal AS 'jsonb_build_object';
             """
         )
         database.sql(

@@ -16,6 +16,7 @@ def cluster(index: int, hosts: list[str], database: str) -> dict[str, Any]:
         "index": index,
         "port": 15000 + 10 * index,
         "rest_port": 17000 + 10 * index,
+        "exporter_port": 19000 + 10 * index,
         "members": members,
     }
 
@@ -63,6 +64,6 @@ def test_a_host_without_members_announces_nothing() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    broken = {"orders": {name: value for name, value in DATABASES["orders"].items() if name != "index"}}
-    with pytest.raises(database_metrics.DatabaseMetricsError, match=r"'orders': .*index"):
+    broken = {"orders": {name: value for name, value in DATABASES["orders"].items() if name != "rest_port"}}
+    with pytest.raises(database_metrics.DatabaseMetricsError, match=r"'orders': .*rest_port"):
         database_metrics.clusters(broken, "db1")

@@ -101,8 +101,10 @@ def test_members_are_asked_through_patroni(orders: dict[str, Any]) -> None:
 
 
 def test_connections_outlive_a_change_of_roles(orders: dict[str, Any]) -> None:
-    for cluster in by_name(orders["cds"]).values():
+    for name, cluster in by_name(orders["cds"]).items():
         assert "close_connections_on_host_health_failure" not in cluster
+        if name.startswith("db_") and "health_checks" in cluster:  # changes of health are in force at once
+            assert cluster["common_lb_config"]["update_merge_window"] == "0s"
 
 
 def test_the_server_must_be_a_database_and_tcp_gives_up_on_a_dead_host(orders: dict[str, Any]) -> None:

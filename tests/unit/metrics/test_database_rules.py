@@ -209,7 +209,7 @@ def test_the_age_of_backups_and_of_their_tests(evaluate: Evaluate) -> None:
             f'{good}{{{at},kind="full"}}': str(now - 5000),
             f'{good}{{{at},kind="incremental"}}': str(now - 600),
             f'{good}{{{at},kind="verify"}}': str(now - 70),
-            f'{good}{{{at},kind="restore-test"}}': str(now - 3600),
+            f'{good}{{{at},kind="restore_test"}}': str(now - 3600),
             f'causeway_backup_failed{{{at},kind="full"}}': "1",
             f'causeway_backup_failed{{{at},kind="verify"}}': "0",
         },

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.envoy.settings i
 ROOT = Path(__file__).resolve().parents[3]
 NAME, PASSWORD, POOLER = "orders", "a-word-of-orders", "a-word-of-the-pooler"
 DOMAIN = "shop.internal"
-SIDECAR = "127.77.1.31"
+SIDECAR = "127.76.1.31"
 
 
 def _load(name: str, path: Path) -> Any:
@@ -133,6 +132,25 @@ class Host:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def answers(self) -> bool:
+        """Whether the pooler here has a leader to offer."""
+        command = [
+            program("psql"),
+            "-XqAt",
+            "-h",
+            str(self.socket),
+            "-p",
+            "6432",
+            "-U",
+            NAME,
+            "-d",
+            NAME,
+            "-c",
+            "SELECT 1",
+        ]
+        environment = {**os.environ, "PGPASSWORD": PASSWORD}
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
     def stop(self) -> None:
         for process in self.running.values():
             process.terminate()
@@ -151,7 +169,7 @@ class Site:
         self.leader = "db1"
         self.authority = live.Authority("causeway test root")
         self.hosts = {
-            f"db{number}": Host(f"db{number}", f"127.77.1.4{number}", folder / f"db{number}", account)
+            f"db{number}": Host(f"db{number}", f"127.76.1.4{number}", folder / f"db{number}", account)
             for number in (1, 2)
         }
         self.databases = {
@@ -178,7 +196,7 @@ class Site:
         return self.config(host).cluster("orders")
 
     def console(self, host: str) -> pgbouncer.Console:
-        return pgbouncer.console_of(self.config(host), pwd.getpwnam(self.hosts[host].account).pw_uid)
+        return pgbouncer.Console(self.config(host).console, pwd.getpwnam(self.hosts[host].account).pw_uid)
 
     def lead(self, name: str) -> None:
         """Another leader, as far as Patroni's answers go."""
@@ -197,6 +215,16 @@ class Site:
         for name in self.hosts:
             pgbouncer.resume(self.config(name), self.cluster(name), self.console(name))
             self.settle(name, "db1", name)
+        for host in self.hosts.values():
+            # A login that a test broke off counts as failed until the next one.
+            live.wait_for(host.answers, f"the pooler of {host.name}")
+        live.wait_for(lambda: self.fit("writer") == {"db1"} and self.fit("reader") == {"db2"}, "health checks")
+
+    def fit(self, role: str) -> set[str]:
+        """Members that the sidecar would choose for a role."""
+        text = self.proxies[-1].get("/clusters")
+        found = re.findall(rf"^db_orders_{role}::(\S+):6432::health_flags::healthy$", text, re.M)
+        return {name for name, host in self.hosts.items() if host.address in found}
 
 
 def _rest_server(site: Site, host: Host) -> http.server.ThreadingHTTPServer:
@@ -356,7 +384,7 @@ def _documents(site: Site) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(account: str) -> Iterator[Site]:
     binary, envoy = program("pgbouncer", "CAUSEWAY_PGBOUNCER"), live.find_envoy()
     if envoy is None:
@@ -426,7 +454,7 @@ class Session:
 
     def receive(self) -> str:
         assert self.process.stdout
-        lines = []
+        lines: list[str] = []
         for line in self.process.stdout:
             if line == "--end--\n":
                 return "".join(lines).strip()
@@ -446,7 +474,6 @@ class Session:
 def sessions(site: Site) -> Iterator[Callable[..., Session]]:
     """Makes sessions and closes them; the site is quiet before."""
     site.quiet()
-    time.sleep(0.6)  # two health checks
     made: list[Session] = []
 
     def make(**options: Any) -> Session:

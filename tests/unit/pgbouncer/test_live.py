@@ -5,30 +5,37 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.causeway.platform.plugins.module_utils import pgbouncer
+from ansible_collections.causeway.platform.plugins.modules import pgbouncer_admin
 
 WORD = "a-word-of-orders"
+
+
+def within(condition: Callable[[], bool], seconds: float = 5.0) -> float:
+    """Seconds until a condition holds."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - started
 
 
 def where(session: Any) -> str:
     answer: str = session.run("SELECT name FROM who;")
     return answer
-
-
-def eventually(session: Any, wanted: str, seconds: float = 5.0) -> float:
-    """Seconds until a session reaches a server."""
-    started = time.monotonic()
-    while where(session) != wanted:
-        assert time.monotonic() - started < seconds, f"{wanted} not reached within {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - started
 
 
 def test_writers_reach_the_leader_and_readers_a_replica(site: Any, sessions: Any) -> None:
@@ -58,7 +65,7 @@ def test_tls_of_the_container_is_declined_not_broken(site: Any, sessions: Any) -
 
 def test_no_certificate_no_connection(site: Any, sessions: Any) -> None:
     """Straight to the pooler's proxy, as somebody in the network would."""
-    command = ["psql", "-XqAt", "-h", "127.77.1.41", "-p", "6432", "-U", "orders", "-d", "orders", "-c", "SELECT 1"]
+    command = ["psql", "-XqAt", "-h", "127.76.1.41", "-p", "6432", "-U", "orders", "-d", "orders", "-c", "SELECT 1"]
     for mode in ("disable", "require"):
         environment = {
             "PATH": "/usr/bin",
@@ -79,6 +86,7 @@ def test_a_held_session_follows_the_leader_without_an_error(site: Any, sessions:
     session.send("INSERT INTO ledger VALUES (1) RETURNING (SELECT name FROM who);")
     time.sleep(1.0)
     site.lead("db2")
+    site.settle("db2", "db2", "db2")
     done = site.settle("db1", "db2", "db1")
     assert "reloaded" in done
     assert done[-1].startswith("resumed after 1.")
@@ -88,7 +96,8 @@ def test_a_held_session_follows_the_leader_without_an_error(site: Any, sessions:
     assert mark
     assert 1.0 <= mark.seconds < 3.0
     # A new session finds the new leader by its health check.
-    eventually(sessions(), "db2")
+    within(lambda: site.fit("writer") == {"db2"})
+    assert where(sessions()) == "db2"
 
 
 def test_a_pause_ends_at_its_deadline(site: Any, sessions: Any) -> None:
@@ -138,7 +147,7 @@ def test_a_reader_leaves_a_lagging_member_without_losing_its_connection(site: An
     site.settle("db2", writer, reader)
     assert where(session) == "db1"
     # New ones do not even go there.
-    time.sleep(0.6)
+    within(lambda: not site.fit("reader"))
     assert where(sessions(port=5433, database="orders_ro")) == "db1"
     site.hosts["db2"].rest.fit = True
     writer, reader, _cut_off = follower.decide(patroni.look(site.cluster("db2")), writer, reader)
@@ -151,7 +160,7 @@ def test_new_sessions_wait_while_nobody_leads(site: Any, sessions: Any) -> None:
     for host in site.hosts.values():
         host.rest.role = "replica"
     site.leader = ""
-    time.sleep(0.6)
+    within(lambda: not site.fit("writer"))
     session = sessions()
     for name in site.hosts:
         pgbouncer.pause(site.config(name), site.cluster(name), site.console(name), leader="db1", timeout=5, hold=20)
@@ -231,3 +240,126 @@ def test_the_console_tells_its_errors(site: Any, sessions: Any) -> None:
         site.console("db1").run("RESUME orders")
     with pytest.raises(pgbouncer.PgBouncerError, match="No such file"):
         pgbouncer.Console("/nonexistent/socket").run("SHOW VERSION")
+
+
+@pytest.fixture
+def role_change(site: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as it runs on db1."""
+    path = Path(__file__).resolve().parents[3] / "roles/pgbouncer/files/role_change.py"
+    monkeypatch.setitem(sys.modules, "pgbouncer", pgbouncer)
+    spec = importlib.util.spec_from_file_location("role_change", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(pgbouncer, "console_of", lambda config: site.console(config.host))
+    return module
+
+
+def test_the_callback_of_the_new_leader_points_here(site: Any, sessions: Any, role_change: Any) -> None:
+    site.settle("db1", "db2", "db1")
+    # Patroni's answers are not waited for: who is told to lead, leads.
+    site.leader = ""
+    role_change.callback(site.config("db1"), "on_role_change", "primary", "orders")
+    assert where(sessions()) == "db1"
+
+
+def test_the_callback_of_the_old_leader_waits_for_the_new_one(site: Any, sessions: Any, role_change: Any) -> None:
+    session = sessions()
+    assert where(session) == "db1"
+    site.hosts["db1"].rest.role = "replica"  # and etcd still names it
+    threading.Timer(0.6, lambda: site.lead("db2")).start()
+    started = time.monotonic()
+    role_change.callback(site.config("db1"), "on_role_change", "replica", "orders")
+    assert 0.5 < time.monotonic() - started < 3
+    assert where(session) == "db2"
+
+
+def test_other_callbacks_change_nothing(site: Any, sessions: Any, role_change: Any) -> None:
+    role_change.callback(site.config("db1"), "on_stop", "replica", "unknown")
+    assert where(sessions()) == "db1"
+
+
+def test_who_gets_no_callback_follows_all_the_same(site: Any, sessions: Any, role_change: Any, capfd: Any) -> None:
+    """db2's pooler holds a session; db1 leads, then db2 does: no change of db1's role is needed to notice."""
+    session = sessions(host=str(site.hosts["db1"].socket), port=6432)
+    assert where(session) == "db1"
+    site.lead("db2")
+    config = site.config("db1")
+    follower, patroni = pgbouncer.Follower("db1"), pgbouncer.Patroni(config)
+    role_change.step(config, config.cluster("orders"), follower, patroni)
+    assert where(session) == "db2"
+    assert "orders: orders -> db2, orders_ro -> db1\norders: reloaded\n" in capfd.readouterr().out
+    role_change.step(config, config.cluster("orders"), follower, patroni)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_lost_reload_is_repeated(site: Any, sessions: Any, role_change: Any) -> None:
+    """The file is right, what runs is not: what runs counts."""
+    config, cluster = site.config("db1"), site.cluster("db1")
+    pgbouncer.file_of(config, cluster).write_text(pgbouncer.databases_text(config, cluster, "db2", "db1"))
+    assert where(sessions()) == "db1"
+    assert site.settle("db1", "db2", "db1") == ["reloaded"]
+    assert site.settle("db1", "db2", "db1") == []
+
+
+@pytest.fixture
+def module(site: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Runs pgbouncer_admin's main() on db1 as Ansible does."""
+
+    def run(*, check: bool = False, **params: Any) -> dict[str, Any]:
+        config = site.hosts["db1"].folder / "etc/causeway/pgbouncer/clusters.json"
+        arguments = {"config": str(config), "_ansible_check_mode": check, **params}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            pgbouncer_admin.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return run
+
+
+def test_the_module_pauses_and_resumes(site: Any, sessions: Any, module: Any) -> None:
+    """Check mode, for real, check mode, for real: changed, changed, ok, ok; for both states."""
+    session = sessions()
+    assert where(session) == "db1"
+    for state, paused in (("paused", True), ("resumed", False)):
+        for check, changed in ((True, True), (False, True), (True, False), (False, False)):
+            found = module(name="orders", state=state, check=check)
+            assert found.get("changed") is changed, (state, check, found)
+            assert found["leader"] == "db1"
+        assert module(name="orders")["paused"] is paused
+    assert 0 < module(name="orders")["seconds"] < 30
+    assert where(session) == "db1"
+
+
+def test_the_module_resumes_at_the_new_leader(site: Any, sessions: Any, module: Any) -> None:
+    session = sessions()
+    assert where(session) == "db1"
+    module(name="orders", state="paused")
+    session.send("SELECT name FROM who;")
+    site.lead("db2")
+    found = module(name="orders", state="resumed")
+    assert (found["leader"], found["paused"], found["changed"]) == ("db2", False, True)
+    assert found["actions"][0] == "orders -> db2, orders_ro -> db1"
+    assert session.receive() == "db2"
+
+
+def test_the_module_reloads_and_tells_what_needs_a_restart(site: Any, sessions: Any, module: Any) -> None:
+    found = module(state="reloaded")
+    assert (found["changed"], found["restart_needed"]) == (True, [])
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"state": "paused"}, "missing: name"),
+        ({"name": "nosuch"}, "cluster 'nosuch' has no member on db1"),
+        ({"name": "orders", "state": "paused", "timeout": 0}, "timeout: 0.0 must be more than 0 seconds"),
+    ],
+)
+def test_the_module_refuses_what_makes_no_sense(
+    site: Any, sessions: Any, module: Any, params: dict[str, Any], message: str
+) -> None:
+    found = module(**params)
+    assert found["failed"] is True
+    assert message in found["msg"]

@@ -283,9 +283,9 @@ def database_rules(window: str) -> list[tuple[str, str]]:
                 f"time() - max by (cluster) (causeway_backup_last_success_timestamp_seconds{{kind{kinds}}})",
             )
             for what, kinds in (
-                ("backup", '!~"verify|restore_test"'),
+                ("backup", '!~"verify|restore.test"'),
                 ("verify", '="verify"'),
-                ("restore_test", '="restore_test"'),
+                ("restore_test", '=~"restore.test"'),
             )
         ),
         # kinds of backups and tests whose last run failed

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.causeway.platform.plugins.module_utils.database_advise import AdviseError
+from ansible_collections.causeway.platform.plugins.module_utils.database_advise_run import create
+from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import Psql
+
 Advise = Callable[..., dict[str, Any]]
 BY_STATUS = "SELECT id, total FROM orders WHERE status = 'open' AND made > now() - interval '2 days';\n"
 BY_CUSTOMER = "SELECT count(*) FROM orders WHERE customer_id = 7;\n"
@@ -134,15 +138,24 @@ class TestProposals:
 
     def test_a_lock_that_does_not_come_leaves_no_half_made_index(self, database: Any, advise: Advise) -> None:
         database.run(BY_CUSTOMER)
+        wanted = proposal(advise(), "public.orders")
+        given = database.parameters()
+        psql = Psql(given["port"], given["socket_path"], "", 60.0)
         holder = holding(database, "LOCK TABLE orders IN ROW EXCLUSIVE MODE")
+
+        def release_when_it_is_being_removed() -> None:
+            dropping = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DROP INDEX %'"
+            made = "SELECT count(*) FROM pg_class WHERE relname = 'orders_customer_id_idx'"
+            while database.sql(f"SELECT ({dropping}) * ({made})") == "0":
+                time.sleep(0.05)
+            holder.release()
+
         with holder:
-            timer = threading.Timer(2.5, holder.release)
-            timer.start()
-            result = advise(apply=["orders_customer_id_idx"], lock_timeout=1.5)
-            timer.join()
-        assert result["failed"] is True
-        assert "orders_customer_id_idx was not created, what was begun is removed" in result["msg"]
-        assert "lock timeout" in result["msg"]
+            helper = threading.Thread(target=release_when_it_is_being_removed, daemon=True)
+            helper.start()
+            with pytest.raises(AdviseError, match=r"not created, what was begun is removed: .*lock timeout"):
+                create(psql, database.name, wanted, 0.8)
+            helper.join(30)
         assert database.sql("SELECT count(*) FROM pg_class WHERE relname = 'orders_customer_id_idx'") == "0"
 
     @pytest.mark.parametrize("name", ["orders_status_idx", 'x"; DROP TABLE orders; --'])

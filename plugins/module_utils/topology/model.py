@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.causeway.platform.plugins.module_utils.topology.databases import build_database
+from ansible_collections.causeway.platform.plugins.module_utils.topology.databases import (
+    PORT_STEP,
+    POSTGRESQL_PORT,
+    build_database,
+)
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document
 from ansible_collections.causeway.platform.plugins.module_utils.topology.placement import Site
 from ansible_collections.causeway.platform.plugins.module_utils.topology.schema import (
@@ -281,11 +285,14 @@ def _hook(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _migrations(data: dict[str, Any] | None, folder: Path, name: str) -> dict[str, Any]:
-    """Migrations of the service's database; empty for none."""
+def _migrations(data: dict[str, Any] | None, folder: Path, name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """Migrations of the service's database; empty for none. `own`: how its cluster of the platform is reached, or {}.
+
+    Those of a cluster of the platform run on the host that leads it, through the server's unix socket.
+    """
     if data is None:
         return {}
-    database, backoff = data.get("database") or {}, data.get("backoff") or {}
+    database, backoff = data.get("database") or own, data.get("backoff") or {}
     base = _seconds(backoff, "base", 0.5)
     return {
         "directory": str((folder / (data.get("directory") or f"migrations/{name}")).resolve()),
@@ -299,6 +306,7 @@ def _migrations(data: dict[str, Any] | None, folder: Path, name: str) -> dict[st
             "cert": database.get("cert", ""),
             "key": database.get("key", ""),
         },
+        "cluster": name if own and not data.get("database") else "",
         "secret": data.get("secret", ""),
         "lock_timeout": _seconds(data, "lock_timeout", 2.0),
         "statement_timeout": _seconds(data, "statement_timeout", 60.0),
@@ -308,6 +316,15 @@ def _migrations(data: dict[str, Any] | None, folder: Path, name: str) -> dict[st
         "run_on": data.get("run_on", ""),
         "lint": {"exclude": sorted(rule for rule in (data.get("lint") or {}).get("exclude") or [] if rule)},
     }
+
+
+def own_database(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """How the owner of the database that the platform runs for a service reaches its server; empty without one."""
+    if "database" not in data:
+        return {}
+    database = build_database(data["database"], name)["name"]
+    port = POSTGRESQL_PORT + PORT_STEP * service_index(data.get("mesh_port"))
+    return {"host": "/run/postgresql", "port": port, "name": database, "user": f"{database}_owner"}
 
 
 def service_index(mesh_port: int | None) -> int:
@@ -384,7 +401,7 @@ def build_service(document: Document, folder: Path) -> Service:
             **_judged(release),
             "hooks": [_hook(hook or {}, folder) for hook in release.get("hooks") or []],
         },
-        "migrations": _migrations(data.get("migrations"), folder, name),
+        "migrations": _migrations(data.get("migrations"), folder, name, own_database(data, name)),
         "database": build_database(data["database"], name) if "database" in data else {},
         "slo": {
             "availability": float(slo.get("availability", 99.9)),

@@ -276,6 +276,7 @@ def test_without_its_table_the_service_says_so(
         (psycopg.errors.AdminShutdown(), True),
         (psycopg.OperationalError("server closed the connection"), True),
         (psycopg.errors.ConnectionFailure(), True),
+        (psycopg.InternalError("received 2 results from command 'BEGIN'"), True),
         (TimeoutError(), True),
         (psycopg.errors.UniqueViolation(), False),
         (psycopg.errors.UndefinedTable(), False),

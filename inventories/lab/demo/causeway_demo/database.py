@@ -82,8 +82,8 @@ def passes(error: BaseException) -> bool:
     """Whether the same statement may succeed a moment later."""
     if not isinstance(error, psycopg.Error):
         return isinstance(error, TimeoutError)
-    if error.sqlstate is None:  # the connection broke, or none became free in time
-        return isinstance(error, psycopg.OperationalError)
+    if error.sqlstate is None:  # the connection broke in the middle, or none became free in time
+        return isinstance(error, psycopg.OperationalError | psycopg.InternalError)
     return error.sqlstate in TRANSIENT or error.sqlstate.startswith("08")
 
 

@@ -415,7 +415,7 @@ def test_the_certificate_of_the_server_is_checked(database: Database, migrate: M
 def test_the_first_schema_of_a_database_that_the_platform_made(database: Database, migrate: Migrate) -> None:
     """Over the unix socket, with a schema `causeway` that belongs to the superuser; the files are those of the lab."""
     database.sql("CREATE SCHEMA causeway; GRANT USAGE, CREATE ON SCHEMA causeway TO owner;")
-    folder = Path(__file__).resolve().parents[3] / "inventories" / "lab" / "services" / "migrations" / "orders"
+    folder = Path(__file__).resolve().parents[3] / "molecule" / "database" / "services" / "migrations" / "orders"
     own = {
         "connection": {
             "host": str(database.cluster.folder),

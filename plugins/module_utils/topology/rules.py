@@ -510,18 +510,15 @@ def _check_migrations(topology: Topology, service: Service) -> None:
             for name, what, may in migrations.check_names(names):
                 report((*path, "directory"), what, show(f"{entry.name}/{name}"), may)
     database, hosts = spec["database"], [host.name for host in topology.hosts]
-    if not database["host"] and not service.spec["database"]:
-        report(
-            path, "the key database is missing", None, "the database to migrate, or a database: of the service's own"
-        )
-    elif not database["host"] and (spec["run_on"] or spec["secret"]):
-        key = "run_on" if spec["run_on"] else "secret"
-        report(
-            (*path, key),
-            "does not go with the service's own database",
-            show(spec[key]),
-            "only with migrations.database",
-        )
+    given = (service.document.data or {}).get("migrations") or {}
+    if not given.get("database") and not service.spec["database"] and not _refused(service, *path, "database"):
+        may = "the database to migrate, or the service's own with the section database"
+        report(path, "the key database is missing", None, may)
+    if spec["cluster"]:
+        for key in ("run_on", "secret"):
+            if spec[key]:
+                may = f"no {key}: they run on the host that leads, with a password of the platform's"
+                report((*path, key), f"{key} for a database that the platform runs", show(spec[key]), may)
     if bool(database["cert"]) != bool(database["key"]):
         report((*path, "database"), "one half of a certificate", None, "both cert and key, or neither")
     if spec["run_on"] and spec["run_on"] not in hosts:

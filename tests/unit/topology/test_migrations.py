@@ -29,6 +29,7 @@ def test_defaults(described):
     assert found.pop("directory").endswith("services/migrations/orders")
     assert found == {
         "database": {**DATABASE, "port": 5432, "sslmode": "verify-full", "ca": "", "cert": "", "key": ""},
+        "cluster": "",
         "secret": "",
         "lock_timeout": 0.5,
         "statement_timeout": 60.0,
@@ -66,29 +67,39 @@ def test_mistakes(described, names, change, message):
     assert message in problems[0]
 
 
-def test_without_a_database_of_its_own_one_must_be_named(described):
+@pytest.fixture
+def with_own(described):
+    """The same for a service whose database the platform runs."""
+
+    def read(**change):
+        files = described()
+        hosts = files.data["platform"]["regions"]["north"]["zones"]["north-a"]["hosts"]
+        hosts["core1"]["components"] = ["registry", "trust", "database", "backup"]
+        files.set("orders", "database", {"name": "shop_orders"})
+        files.set("orders", "migrations", change)
+        return files
+
+    return read
+
+
+def test_a_database_of_the_platform_needs_no_word_more(with_own):
+    found = with_own().read().variables["causeway_services"]["orders"]["migrations"]
+    assert found["cluster"] == "orders"
+    assert found["database"] == {
+        **{"host": "/run/postgresql", "port": 15110, "name": "shop_orders", "user": "shop_orders_owner"},
+        **{"sslmode": "verify-full", "ca": "", "cert": "", "key": ""},
+    }
+    # Another database may be meant all the same.
+    found = with_own(database=DATABASE).read().variables["causeway_services"]["orders"]["migrations"]
+    assert (found["cluster"], found["database"]["host"]) == ("", DATABASE["host"])
+
+
+@pytest.mark.parametrize("key, value", [("run_on", "core1"), ("secret", "orders")])
+def test_the_platform_decides_where_they_run_and_as_whom(with_own, key, value):
+    assert f"{key} for a database that the platform runs" in with_own(**{key: value}).problems()[0]
+
+
+def test_without_any_database_there_is_nothing_to_migrate(described):
     files = described()
     files.set("orders", "migrations", {})
-    (problem,) = files.problems()
-    assert "migrations: the key database is missing" in problem
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({}, ""),
-        ({"run_on": "app1"}, "migrations.run_on: does not go with the service's own database"),
-        ({"secret": "word"}, "migrations.secret: does not go with the service's own database"),
-        ({"database": DATABASE, "secret": "word"}, ""),
-    ],
-)
-def test_with_a_database_of_its_own_nothing_need_be_named(described, change, message):
-    files = described()
-    for zone, host in (("a", "core1"), ("b", "core2"), ("c", "core3")):
-        place = f"regions/north/zones/north-{zone}/hosts/{host}/components"
-        files.set("platform", place, ["registry", "database", *(["trust", "backup"] if zone == "a" else [])])
-    files.set("orders", "database", {})
-    files.set("orders", "migrations", change)
-    problems = files.problems()
-    assert len(problems) == bool(message), problems
-    assert message in "".join(problems)
+    assert "migrations: the key database is missing" in files.problems()[0]

@@ -33,6 +33,12 @@ options:
         cluster was made in their place), it is told this one.
     type: str
     default: ""
+  stopped:
+    description:
+      - Members whose Patroni was stopped for certain. Their keys run out later and are not waited for.
+    type: list
+    elements: str
+    default: []
   timeout:
     description:
       - Seconds to wait for the last of them to be gone; longer than Patroni's C(ttl).
@@ -85,9 +91,10 @@ KEPT = ("config", "initialize")
 PAUSE = 0.5
 
 
-def alive(keys: list[str]) -> list[str]:
+def alive(keys: list[str], stopped: list[str]) -> list[str]:
     """Signs of life: the leader's key and those of members vanish with their leases."""
-    return [key for key in keys if key == "leader" or key.startswith("members/")]
+    known = {f"members/{name}" for name in stopped}
+    return [key for key in keys if key == "leader" or (key.startswith("members/") and key not in known)]
 
 
 def forget(client: EtcdClient, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def forget(client: EtcdClient, params: dict[str, Any], check_mode: bool) -> dict
     while True:
         values = {one.key[len(prefix) :]: one.text() for one in client.range(prefix)[0]}
         keys = sorted(values)
-        found = alive(keys)
+        found = alive(keys, params["stopped"])
         if not found or check_mode:
             break
         if time.monotonic() > deadline:
@@ -125,6 +132,7 @@ def main() -> None:
             "cluster": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["idle", "forgotten"], "default": "forgotten"},
             "identity": {"type": "str", "default": ""},
+            "stopped": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "float", "default": 60.0},
         },
         supports_check_mode=True,

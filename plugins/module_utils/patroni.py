@@ -486,7 +486,8 @@ def switch_over(client: Client, cluster: Cluster, candidate: str, timeout: float
         return []
 
     after = client.wait(f"{cluster.scope} has no new leader", timeout, moved)
-    assert after.leader is not None
+    if after.leader is None:  # moved() has seen one
+        raise PatroniError(f"{cluster.scope} has no leader")
     return {
         "from": old.name,
         "to": after.leader.name,

@@ -22,13 +22,13 @@ options:
     type: str
   state:
     description:
-      - V(info) tells what there is.
+      - V(observed) tells what there is.
       - V(paused) returns once no transaction of the writers' database runs any more; new ones wait. Readers go on.
       - V(resumed) asks Patroni who leads, points PgBouncer there and lets waiting transactions go.
       - V(reloaded) reads the configuration again, for all clusters.
     type: str
-    choices: [info, paused, resumed, reloaded]
-    default: info
+    choices: [observed, paused, resumed, reloaded]
+    default: observed
   timeout:
     description:
       - Seconds that running transactions get to end. If they last longer, nothing stays paused and the module fails.
@@ -175,7 +175,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     if params["state"] == "resumed":
         return resumed(config, cluster, console, check_mode=module.check_mode)
     before = state_of(config, cluster, console)
-    if params["state"] == "info" or before["paused"]:
+    if params["state"] == "observed" or before["paused"]:
         return {**before, "changed": False}
     if not module.check_mode:
         pause(config, cluster, console, leader=before["leader"], timeout=params["timeout"], hold=params["hold"])
@@ -188,12 +188,12 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str"},
-            "state": {"type": "str", "choices": ["info", "paused", "resumed", "reloaded"], "default": "info"},
+            "state": {"type": "str", "choices": ["observed", "paused", "resumed", "reloaded"], "default": "observed"},
             "timeout": {"type": "float", "default": 10.0},
             "hold": {"type": "float", "default": 30.0},
             "config": {"type": "path", "default": "/etc/causeway/pgbouncer/clusters.json"},
         },
-        required_if=[("state", state, ["name"]) for state in ("info", "paused", "resumed")],
+        required_if=[("state", state, ["name"]) for state in ("observed", "paused", "resumed")],
         supports_check_mode=True,
     )
     for name in ("timeout", "hold"):

@@ -132,8 +132,9 @@ _NOWHERE: Json = {"ads": {}, "resource_api_version": "V3"}
 _EMPTY: Json = {"path_config_source": {"path": "/dev/null"}, "resource_api_version": "V3"}
 
 
-def _static(value: Any, routes: dict[str, Json], source: Json = _NOWHERE) -> Any:
+def _static(value: Any, routes: dict[str, Json], source: Json | None = None) -> Any:
     """Replace what only exists on the host (files of the agent, secrets) so that the rest can be checked anywhere."""
+    source = _NOWHERE if source is None else source
     if isinstance(value, list):
         return [_static(item, routes, source) for item in value]
     if not isinstance(value, dict):

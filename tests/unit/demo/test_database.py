@@ -168,7 +168,7 @@ def test_without_a_host_there_is_no_database(orders: Callable[[], web.Applicatio
     async def conversation(client: TestClient) -> None:
         assert (await client.get(f"/orders/{uuid.uuid4()}")).status == 400
         body, key = {"item": 7, "quantity": 2}, {"idempotency-key": "k"}
-        first, second = [await client.post("/orders", json=body, headers=key) for _ in range(2)]
+        first, second = [await client.post("/orders", json=body, headers=key) for _turn in range(2)]
         assert (first.status, second.status) == (201, 200)
         assert "x-write-position" not in first.headers
 
@@ -183,7 +183,7 @@ def test_orders_are_kept_once(
 
     async def conversation(client: TestClient) -> None:
         headers = {"idempotency-key": "k", "x-correlation-id": "c-1"}
-        answers = await asyncio.gather(*(client.post("/orders", json=body, headers=headers) for _ in range(8)))
+        answers = await asyncio.gather(*(client.post("/orders", json=body, headers=headers) for _turn in range(8)))
         assert sorted(one.status for one in answers) == [200] * 7 + [201]
         (identifier,) = {(await one.json())["id"] for one in answers}
         after = {"x-read-after": answers[0].headers["x-write-position"]}
@@ -195,7 +195,7 @@ def test_orders_are_kept_once(
         assert (await client.get(f"/orders/{identifier}", headers={"x-read-after": "now"})).status == 400
         assert (await client.post("/orders", json={"item": 8}, headers=headers)).status == 422
         assert (await client.post("/orders", json={"item": 8, "quantity": 0})).status == 400
-        without = [await client.post("/orders", json=body) for _ in range(2)]
+        without = [await client.post("/orders", json=body) for _turn in range(2)]
         assert [one.status for one in without] == [201, 201]
         assert (await client.get(f"/orders/{uuid.uuid4()}")).status == 404
         assert (await client.get("/orders/7")).status == 200

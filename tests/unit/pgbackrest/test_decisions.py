@@ -110,9 +110,10 @@ def test_a_branch_is_reached_only_from_backups_before_it_was_left() -> None:
     found = stanza(*DAYS.backups, made(5, "full", 2, 20), last="0000000200000000000000FF")
     history = pb.parse_history("1\t0/6000000\tbefore 2026-11-26 13:30:00+00\n\n")
     assert history == {1: 0x6000000}
-    labels = lambda target, **more: [  # noqa: E731
-        one.label for one in pb.candidates(found, target, NOON + 86400, ancestors=history, **more)
-    ]
+
+    def labels(target: pb.Target, **more: Any) -> list[str]:
+        return [one.label for one in pb.candidates(found, target, NOON + 86400, ancestors=history, **more)]
+
     assert labels(pb.make_target("latest")) == ["B5F2"]
     assert labels(pb.make_target("xid", "4711")) == ["B5F2", "B1I1", "B0F1"]
     assert labels(pb.make_target("time", "2026-11-26 16:00:00Z")) == ["B1I1"]

@@ -396,7 +396,7 @@ def test_systemd_takes_what_passes():
 
     passed = list(GOOD)
     for _attempt in range(400):
-        text = " ".join(["-".join(value(1, 31) for _ in "md"), ":".join(value(0, 59) for _ in "hms")])
+        text = " ".join(["-".join(value(1, 31) for _part in "md"), ":".join(value(0, 59) for _part in "hms")])
         try:
             check_calendar(text)
         except ValueError:

@@ -59,17 +59,19 @@ NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 LSN = re.compile(r"^([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})$")
 ERROR_LINE = re.compile(r"^(?:\S+ \S+ P\d+\s+)?ERROR: (\[\d+\]: .*)$")
 POLL = 0.2
+STANZA_WAIT = 180.0
 
 
 class BackrestError(Exception):
     """pgBackRest, or PostgreSQL on what it restored, failed; the message says how.
 
     :ivar code: exit code of the program, 0 if it was none.
+    :ivar busy: another pgBackRest held a lock that it needs.
     """
 
-    def __init__(self, message: str, code: int = 0) -> None:
+    def __init__(self, message: str, code: int = 0, busy: bool = False) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.busy = code, busy
 
 
 class TargetError(BackrestError):
@@ -208,7 +210,8 @@ def run(command: Sequence[str], timeout: float | None = None) -> str:
     except subprocess.TimeoutExpired as error:
         raise BackrestError(f"{command[0]} took longer than {timeout:g} s") from error
     if done.returncode:
-        raise BackrestError(error_of(done.stdout, done.stderr), done.returncode)
+        busy = done.returncode == LOCKED or "unable to acquire lock" in done.stdout + done.stderr
+        raise BackrestError(error_of(done.stdout, done.stderr), done.returncode, busy)
     return done.stdout
 
 
@@ -554,26 +557,48 @@ def verify(program: Program, name: str) -> dict[str, Any]:
     )
 
 
-def create_stanza(program: Program, name: str) -> None:
+def patiently(act: Callable[[], object], wait: float) -> None:
+    """Do something again while another pgBackRest is in the way.
+
+    On the leader that is the archiving, which holds its lock most of the time while a repository is away or empty.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            act()
+            return
+        except BackrestError as error:
+            if not error.busy or time.monotonic() > deadline:
+                raise
+        time.sleep(min(2.0, max(wait, 0.1)))
+
+
+def create_stanza(program: Program, name: str, wait: float = STANZA_WAIT) -> None:
     """Create a stanza where it is missing; the cluster must have a leader."""
     try:
-        run(program.command(name, "stanza-create", ["--log-level-console=error"]))
+        patiently(lambda: run_stanza(program, name, "stanza-create"), wait)
     except BackrestError as error:
         if error.code == DISCONNECTED:
             raise BackrestError(f"cluster {name} has no leader that can be reached: {error}", error.code) from error
         raise
 
 
-def upgrade_stanza(program: Program, stanza: Stanza) -> bool:
-    """Tell the repositories about a new major version of PostgreSQL; returns whether there was one."""
+def run_stanza(program: Program, name: str, verb: str) -> None:
+    """One of the commands for stanzas, with the warnings that tell of locks."""
+    run(program.command(name, verb, ["--log-level-console=warn"]))
+
+
+def upgrade_stanza(program: Program, stanza: Stanza, wait: float = STANZA_WAIT) -> bool:
+    """Tell the repositories about a new major version or identity of the cluster; returns whether there was one."""
     try:
-        run(program.command(stanza.name, "stanza-create", ["--log-level-console=error"]))
+        patiently(lambda: run_stanza(program, stanza.name, "stanza-create"), wait)
     except BackrestError as error:
-        if error.code == DISCONNECTED:
+        # No leader, or in use all the time: then there is nothing to tell now.
+        if error.code == DISCONNECTED or error.busy:
             return False
         if error.code != FILE_INVALID:
             raise
-        run(program.command(stanza.name, "stanza-upgrade", ["--log-level-console=error"]))
+        patiently(lambda: run_stanza(program, stanza.name, "stanza-upgrade"), wait)
         return True
     return False
 
@@ -585,15 +610,8 @@ def check(program: Program, name: str) -> None:
 
 def backup(program: Program, name: str, kind: str, wait: float = 0.0) -> None:
     """Make a backup; another one that runs is waited for."""
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            run(program.command(name, "backup", [f"--type={kind}", "--log-level-console=warn"]))
-            return
-        except BackrestError as error:
-            if error.code != LOCKED or time.monotonic() > deadline:
-                raise
-        time.sleep(min(5.0, max(wait, 0.1)))
+    options = [f"--type={kind}", "--log-level-console=warn"]
+    patiently(lambda: run(program.command(name, "backup", options)), wait)
 
 
 def control_settings(text: str) -> dict[str, str]:

@@ -76,6 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     platform = Platform(options.inventory)
     cluster = Cluster(platform, options.service)
+    cluster.wait_whole()
     leader = cluster.leader()
     known = cluster.known
     one = choose(cluster, instances(platform, options.service), leader)

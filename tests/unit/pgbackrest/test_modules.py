@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,8 +128,6 @@ def test_a_copy_beside_holds_what_the_moment_held(
     work = server.folder / "by-hand"
     work.mkdir()
     if server.user:
-        import shutil
-
         shutil.chown(work, server.user)
     options = f"-c unix_socket_directories={work} -c archive_mode=off"
     server.run(server.bin / "pg_ctl", "start", "-s", "-w", "-D", path, "-l", work / "log", "-o", options)
@@ -138,18 +137,12 @@ def test_a_copy_beside_holds_what_the_moment_held(
         assert "runs on" in used["msg"]
     finally:
         server.run(server.bin / "pg_ctl", "stop", "-s", "-m", "fast", "-D", path)
-        shutil_rmtree(work)
+        shutil.rmtree(work)
     # Somebody has used it since, so the same words restore it again.
     assert module("restore", check=True, beside=True, delta=True, **arguments)["changed"]
     steps = [module("restore", check=check, state="absent", path=str(path)) for check in (True, False, True, False)]
     assert [one.get("changed") for one in steps] == [True, True, False, False], steps
     assert not list(server.folder.glob("beside*"))
-
-
-def shutil_rmtree(path: Path) -> None:
-    import shutil
-
-    shutil.rmtree(path)
 
 
 def test_only_copies_are_removed_or_written_over(module: Module, server: Any) -> None:
@@ -210,7 +203,9 @@ def test_a_damaged_file_is_found(module: Module, server: Any) -> None:
     bundle = max((server.folder / "repository" / "backup").glob("*/*/bundle/*"), key=lambda path: path.stat().st_size)
     content = bytearray(bundle.read_bytes())
     content[len(content) // 2] ^= 0xFF
+    whole = bundle.read_bytes()
     bundle.write_bytes(content)
     bad = verify(program, "orders")
+    bundle.write_bytes(whole)  # other tests use the same repository
     assert not bad["ok"]
     assert bad["problems"], bad

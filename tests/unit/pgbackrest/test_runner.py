@@ -132,12 +132,15 @@ def test_a_kill_leaves_nothing_and_is_noted(place: Path, server: Any, runner: Ca
 def test_damage_is_told(place: Path, server: Any, runner: Callable[..., Any]) -> None:
     finish(runner("full", "orders"))
     bundle = max((server.folder / "repository" / "backup").glob("*/*/bundle/*"), key=lambda path: path.stat().st_mtime)
-    content = bytearray(bundle.read_bytes())
+    whole = bundle.read_bytes()
+    content = bytearray(whole)
     content[len(content) // 2] ^= 0xFF
     bundle.write_bytes(content)
     code, out = finish(runner("verify", "orders"))
+    test = finish(runner("restore-test", "orders"))[0]
+    bundle.write_bytes(whole)
     assert (code, "the repository is damaged" in out) == (1, True), out
-    assert finish(runner("restore-test", "orders"))[0] == 1
+    assert test == 1
     assert not list((place / "root" / "restore-test").iterdir())
 
 

@@ -60,7 +60,7 @@ def _psql_group(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*arguments: Any, **options: Any) -> Any:
         if options.get("group") == "nobody":
             options["group"] = "nogroup"
-        return real(*arguments, **{"check": False, **options})
+        return real(*arguments, check=options.pop("check", False), **options)
 
     monkeypatch.setattr(subprocess, "run", run)
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the causeway.platform authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Decisions about a cluster, from an answer of Patroni 4.0.7 that was recorded in the lab; the files of its members."""
+"""Decisions about a cluster, from an answer of Patroni 4.0.7 as the lab gave it; the files of its members."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from ansible_collections.causeway.platform.plugins.module_utils import patroni, patroni_config, patroni_report
 
-# GET /cluster of three members, recorded in the lab.
-RECORDED: dict[str, Any] = {
+# GET /cluster of three members, written by hand after what the lab answered.
+ANSWER: dict[str, Any] = {
     "members": [
         {
             "name": "core1",
@@ -51,8 +51,8 @@ ALL = ["core1", "core2", "core3"]
 
 
 def view(**changes: Any) -> patroni.Cluster:
-    """The recorded answer with other values, ``core1={"state": "stopped"}``; ``None`` takes a member away."""
-    raw = copy.deepcopy(RECORDED)
+    """That answer with other values, ``core1={"state": "stopped"}``; ``None`` takes a member away."""
+    raw = copy.deepcopy(ANSWER)
     for name, values in changes.items():
         if name not in ALL:
             raw[name] = values

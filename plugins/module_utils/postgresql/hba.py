@@ -21,9 +21,8 @@ class HbaError(Exception):
 def lines(cluster: Mapping[str, Any]) -> list[str]:
     """Lines of pg_hba.conf in their order; what none of them names is refused by PostgreSQL.
 
-    cluster: an entry of causeway_databases; read are ``database``, ``members`` ({host, address}) and, if they are
-    there, ``migrator`` and ``migrator_address``. Over the network only members come in, for the poolers run there, and
-    the host that migrates. The superuser comes through the unix socket only, as the system's user of the same name.
+    cluster: an entry of causeway_databases; read are ``database`` and ``members`` ({host, address}). Over the network
+    only members come in, for the poolers run there; migrations run on the leader. The superuser comes through the unix socket only, as the system's user of the same name.
     """
     name = str(cluster.get("database") or "")
     if not name:
@@ -32,7 +31,6 @@ def lines(cluster: Mapping[str, Any]) -> list[str]:
     if not members:
         raise HbaError("the key members is missing: without members nobody could replicate")
     owner = f"{name}_owner"
-    migrator = _addresses([cluster.get("migrator_address")] if cluster.get("migrator_address") else [])
     result = [
         _line("local", "all", "postgres", "", "peer"),
         _line("local", "replication", "postgres", "", "peer"),
@@ -48,7 +46,6 @@ def lines(cluster: Mapping[str, Any]) -> list[str]:
             _line("hostssl", name, f"{name},{owner},pgbouncer", address, _REMOTE),
         ]
     result.append(_line("hostssl", "all", "monitor", LOCAL, _REMOTE))
-    result += [_line("hostssl", name, owner, address, _REMOTE) for address in migrator if address not in members]
     return result
 
 

@@ -194,8 +194,6 @@ def derive(topology: Topology, services: dict[str, Any], hosts: dict[str, dict[s
         chosen = place(f"{name}/database", database["members"], 1, sites(topology, service))
         members = {site.host for site, _slot in chosen}
         clients = {instance["host"] for instance in spec["instances"]["placed"]}
-        registry = topology.with_component("registry")
-        migrator = (spec["migrations"] or {}).get("run_on") or (registry[0].name if registry else "")
         result[name] = {
             "name": name,
             "service": name,
@@ -214,8 +212,6 @@ def derive(topology: Topology, services: dict[str, Any], hosts: dict[str, dict[s
             "clients": [
                 {"host": host, "address": entry["address"]} for host, entry in hosts.items() if host in clients
             ],
-            "migrator": migrator,
-            "migrator_address": hosts[migrator]["address"] if migrator else "",
         }
     return result
 

@@ -15,8 +15,6 @@ from ansible_collections.causeway.platform.plugins.module_utils.postgresql.hba i
 CLUSTER: dict[str, Any] = {
     "database": "orders",
     "members": [{"host": "a", "address": "10.0.0.1"}, {"host": "b", "address": "10.0.0.2"}],
-    "migrator": "c",
-    "migrator_address": "10.0.0.9",
 }
 
 
@@ -46,10 +44,11 @@ REMOTE = "scram-sha-256 clientcert=verify-ca"
         ("replication", "replicator", "10.0.0.2", REMOTE),
         ("postgres", "rewind", "10.0.0.1", REMOTE),
         ("orders", "orders", "10.0.0.2", REMOTE),
-        ("orders", "orders_owner", "10.0.0.9", REMOTE),
+        ("orders", "orders_owner", "10.0.0.2", REMOTE),
         ("orders", "pgbouncer", "127.0.0.1", REMOTE),
         # Nobody else, nowhere else.
         ("orders", "orders", "10.0.0.9", ""),
+        ("orders", "orders_owner", "10.0.0.9", ""),
         ("orders", "orders", "10.0.0.3", ""),
         ("orders", "postgres", "10.0.0.1", ""),
         ("postgres", "postgres", "127.0.0.1", ""),
@@ -75,9 +74,9 @@ def test_nothing_without_tls_or_password():
             assert words[3].endswith("/32")
 
 
-def test_a_member_that_migrates_has_no_line_twice():
-    lines = hba.lines({**CLUSTER, "migrator_address": "10.0.0.2"})
-    assert len(lines) == len(set(lines)) == len(hba.lines({**CLUSTER, "migrator_address": ""}))
+def test_a_member_named_twice_has_no_line_twice():
+    lines = hba.lines({**CLUSTER, "members": CLUSTER["members"] + CLUSTER["members"][:1]})
+    assert len(lines) == len(set(lines)) == len(hba.lines(CLUSTER))
 
 
 def test_ipv6():
@@ -92,7 +91,7 @@ def test_ipv6():
         ({"database": ""}, "the key database is missing"),
         ({"members": [{"host": "a"}]}, "None is no IP address"),
         ({"members": [{"address": "all"}]}, "'all' is no IP address"),
-        ({"migrator_address": "0.0.0.0/0"}, "'0.0.0.0/0' is no IP address"),
+        ({"members": [{"address": "0.0.0.0/0"}]}, "'0.0.0.0/0' is no IP address"),
     ],
 )
 def test_half_a_cluster_is_refused(change, words):

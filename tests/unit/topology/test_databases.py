@@ -93,8 +93,6 @@ def test_the_cluster_of_a_database(described):
                 {"host": "app2", "address": "10.0.2.31"},
                 {"host": "app3", "address": "10.0.3.31"},
             ],
-            "migrator": "core1",
-            "migrator_address": "10.0.1.21",
         }
     }
     assert services["catalog"]["database"] == {}

@@ -22,7 +22,8 @@ def lines(cluster: Mapping[str, Any]) -> list[str]:
     """Lines of pg_hba.conf in their order; what none of them names is refused by PostgreSQL.
 
     cluster: an entry of causeway_databases; read are ``database`` and ``members`` ({host, address}). Over the network
-    only members come in, for the poolers run there; migrations run on the leader. The superuser comes through the unix socket only, as the system's user of the same name.
+    only members come in, for the poolers run there; migrations run on the leader. The superuser comes through the unix
+    socket only, as the system's user of the same name.
     """
     name = str(cluster.get("database") or "")
     if not name:

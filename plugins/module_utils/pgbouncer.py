@@ -309,9 +309,7 @@ def target(config: Config, cluster: Cluster, host: str) -> tuple[str, int]:
     return (config.socket if host == config.host else cluster.members[host], cluster.port)
 
 
-def databases_text(
-    config: Config, cluster: Cluster, writer: str, reader: str, tenants: Sequence[str] = ()
-) -> str:
+def databases_text(config: Config, cluster: Cluster, writer: str, reader: str, tenants: Sequence[str] = ()) -> str:
     """The included file of a cluster: `<name>` on the host `writer`, `<name>_ro` on the host `reader`; the same for
     the databases of the tenants that are there.
 

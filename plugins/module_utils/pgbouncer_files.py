@@ -165,9 +165,7 @@ def ini(databases: Mapping[str, Mapping[str, Any]], host: str, options: Options)
     lines += ["", "[pgbouncer]"]
     lines += [f"{name} = {value}" for name, value in settings(databases, host, options).items()]
     # A database for each tenant has a pool of its own: what all of them open is bounded by their role.
-    limits = {
-        str(one["role"]): user_connections(one) for one in here(databases, host).values() if one.get("sharding")
-    }
+    limits = {str(one["role"]): user_connections(one) for one in here(databases, host).values() if one.get("sharding")}
     if limits:
         lines += ["", "[users]", *(f"{role} = max_user_connections={limit}" for role, limit in limits.items())]
     return "\n".join(lines) + "\n"

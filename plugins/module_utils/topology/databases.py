@@ -185,7 +185,9 @@ def check_databases(topology: Topology) -> None:
                 owners.setdefault(one, service.name)
         for name, one in (service.spec["database"]["shards"].get("named") or {}).items():
             cluster = shards.cluster_of(service.name, name, one["number"])
-            if one["number"] != 1 and cluster.replace("-", "_") in {other.replace("-", "_") for other in topology.services}:
+            if one["number"] != 1 and cluster.replace("-", "_") in {
+                other.replace("-", "_") for other in topology.services
+            }:
                 may = f"another name: its cluster {cluster} would be called like a service"
                 service.document.report(("database", "shards"), "duplicate cluster name", show(name), may)
     if databases and "backup" not in topology.doubtful:

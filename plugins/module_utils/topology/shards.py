@@ -81,7 +81,9 @@ def check_shards(topology: Topology, service: Service, data: dict[str, Any]) -> 
     report, database = service.document.report, service.spec["database"]
     if not database["shards"]:
         if "tenants" in data and not service.document.refused("database", "shards"):
-            report(("database", "tenants"), "tenants without shards", None, "the key shards beside it; shards: 1 will do")
+            report(
+                ("database", "tenants"), "tenants without shards", None, "the key shards beside it; shards: 1 will do"
+            )
         return
     shards = data.get("shards")
     if isinstance(shards, dict) and not service.document.refused("database", "shards"):

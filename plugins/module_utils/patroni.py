@@ -497,6 +497,22 @@ def switch_over(client: Client, cluster: Cluster, candidate: str, timeout: float
     }
 
 
+def judge_switchover(client: Client, cluster: Cluster, candidate: str, leaving: str, max_lag: int) -> tuple[str, bool]:
+    """Who leads, and whether the leadership has to move.
+
+    :raises PatroniError: it has to and cannot; all reasons at once.
+    """
+    for name in filter(None, (candidate, leaving)):
+        client.member(name, cluster)
+    leader = cluster.leader.name if cluster.leader else ""
+    if leader and (leader == candidate or (leaving and leaving != leader)):
+        return leader, False
+    problems = switchover_problems(cluster, candidate, bool(client.config().get("synchronous_mode")), max_lag)
+    if problems:
+        raise PatroniError(f"{cluster.scope} cannot switch over: {'; '.join(problems)}")
+    return leader, True
+
+
 def restart_member(client: Client, name: str, pending: bool, timeout: float) -> Json:
     """Restart one member's PostgreSQL and wait until it leads or follows again."""
     member = client.member(name)

@@ -282,9 +282,20 @@ class Patroni:
         except OSError:
             return 0
 
-    def look(self, cluster: Cluster) -> View:
+    def writable(self, cluster: Cluster, host: str) -> bool:
+        """Whether a member's server has left recovery. The leader's lock comes first: until then it refuses writes."""
+        if host not in cluster.members:
+            return False
+        try:
+            state = json.loads(self.get(cluster.members[host], cluster.rest_port, "/patroni")[1])
+        except (OSError, ValueError):
+            return False
+        return state.get("state") == "running" and state.get("role") in (*PROMOTED, *WRITERS)
+
+    def look(self, cluster: Cluster, writer: str = "") -> View:
         """Who leads, by the local member or else by the first other one that knows; whether the local one is fit.
 
+        A leader other than ``writer``, where queries go now, counts once it takes writes.
         Without etcd nobody knows, and Patroni's failsafe mode may keep the leader: then it tells itself.
         """
         own = self.config.host
@@ -296,7 +307,8 @@ class Patroni:
                 status, body = self.get(cluster.members[host], cluster.rest_port, "/cluster")
                 met = met or host != own
                 if status == 200:
-                    return View(leader_of(json.loads(body), cluster), fit, True)
+                    leader = leader_of(json.loads(body), cluster)
+                    return View(leader if leader == writer or self.writable(cluster, leader) else "", fit, True)
         leads = own in cluster.members and self.status(cluster, own, "/primary") == 200
         return View(own if leads else "", fit, met or leads)
 

@@ -135,13 +135,13 @@ from ansible_collections.causeway.platform.plugins.module_utils.patroni import (
     apply_patch,
     config_patch,
     connect,
+    judge_switchover,
     reinitialize,
     reload_member,
     restart_member,
     restart_order,
     set_pause,
     switch_over,
-    switchover_problems,
 )
 
 
@@ -162,17 +162,11 @@ class Act:
 
     def switchover(self) -> dict[str, Any]:
         """Move the leadership."""
-        candidate, leader = self.params["candidate"], self.params["leader"]
+        candidate, leaving = self.params["candidate"], self.params["leader"]
         cluster = self.client.cluster()
-        for name in filter(None, (candidate, leader)):
-            self.client.member(name, cluster)
-        now = cluster.leader.name if cluster.leader else ""
-        if now and (now == candidate or (leader and now != leader)):
+        now, moves = judge_switchover(self.client, cluster, candidate, leaving, self.params["max_lag"])
+        if not moves:
             return {"changed": False}
-        synchronous = bool(self.client.config().get("synchronous_mode"))
-        problems = switchover_problems(cluster, candidate, synchronous, self.params["max_lag"])
-        if problems:
-            raise PatroniError(f"{cluster.scope} cannot switch over: {'; '.join(problems)}")
         if self.check_mode:
             return {"changed": True, "switchover": {"from": now, "to": candidate}}
         return {"changed": True, "switchover": switch_over(self.client, cluster, candidate, self.timeout)}

@@ -154,7 +154,7 @@ def reloaded(config: Config, console: Console, settings: Path, check_mode: bool)
 def resumed(config: Config, cluster: Cluster, console: Console, *, check_mode: bool) -> dict[str, Any]:
     """Point to the leader of now, then let go."""
     before = state_of(config, cluster, console)
-    view = Patroni(config, timeout=3.0).look(cluster)
+    view = Patroni(config, timeout=3.0).look(cluster, before["leader"])
     writer, reader, _cut_off = Follower(config.host).decide(view, before["leader"], before["reader"])
     if check_mode:
         return {**before, "leader": writer, "changed": before["paused"] or writer != before["leader"], "actions": []}

@@ -434,7 +434,7 @@ def switched(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         limits = tenant_switch.Limits(params["timeout"], params["hold"])
         switch = tenant_switch.Switch(
             move,
-            Rendezvous(client, keys, params["meeting"], own, params["members"], ttl=int(params["hold"]) + 300),
+            Rendezvous(client, keys, params["meeting"], own, members=params["members"], ttl=int(params["hold"]) + 300),
             tenant_switch.Decision(client, keys, params["meeting"], move, revision),
             limits,
             params["poolers"],

@@ -41,14 +41,18 @@ def callback(config: pgbouncer.Config, action: str, role: str, name: str) -> Non
     if action not in ACTIONS:
         return
     cluster, console = config.cluster(name), pgbouncer.console_of(config)
-    leader = config.host if role in pgbouncer.PROMOTED else ""
-    patroni, deadline = pgbouncer.Patroni(config), time.monotonic() + PATIENCE
+    promoted = role in pgbouncer.PROMOTED
+    patroni, deadline, leader = pgbouncer.Patroni(config), time.monotonic() + PATIENCE, ""
     while not leader and time.monotonic() < deadline:
-        found = patroni.look(cluster).leader
-        # Just demoted: etcd may still name this host.
-        leader = found if found != config.host else ""
+        if promoted:
+            # Patroni calls before the promotion is through.
+            leader = config.host if patroni.writable(cluster, config.host) else ""
+        else:
+            # Just demoted: etcd may still name this host.
+            found = patroni.look(cluster).leader
+            leader = found if found != config.host else ""
         if not leader:
-            time.sleep(0.2)
+            time.sleep(0.1)
     writer, reader = current(config, cluster)
     say(cluster, pgbouncer.settle(config, cluster, console, leader or writer, reader))
 
@@ -58,12 +62,13 @@ def step(
 ) -> None:
     """One look at one cluster, and what follows from it."""
     console = pgbouncer.console_of(config)
-    view = patroni.look(cluster)
+    now = current(config, cluster)
+    view = patroni.look(cluster, now[0])
     if config.host in cluster.members:
-        writer, reader, cut_off = follower.decide(view, *current(config, cluster))
+        writer, reader, cut_off = follower.decide(view, *now)
     else:
         # A shard on other hosts: its leader serves readers too.
-        writer = view.leader or current(config, cluster)[0]
+        writer = view.leader or now[0]
         reader, cut_off = writer, False
     say(cluster, pgbouncer.settle(config, cluster, console, writer, reader))
     if cut_off:

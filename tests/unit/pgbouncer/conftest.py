@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,8 @@ class Site:
                 "clients": [{"host": "app1", "address": SIDECAR}],
             }
         }
+        # What Patroni says to a switchover: refused with these words; accepted, and then nobody leads.
+        self.refuse, self.stuck = "", False
         self.proxies: list[Any] = []
         self.servers: list[http.server.ThreadingHTTPServer] = []
 
@@ -244,6 +247,8 @@ def _rest_server(site: Site, host: Host) -> http.server.ThreadingHTTPServer:
                 "/replica": rest.role == "replica" and rest.fit,
                 "/read-only": rest.role == "primary" or rest.fit,
                 "/cluster": rest.knows,
+                "/patroni": True,
+                "/config": True,
             }
             members = [
                 {
@@ -252,11 +257,34 @@ def _rest_server(site: Site, host: Host) -> http.server.ThreadingHTTPServer:
                     "state": "running" if one.name == site.leader else "streaming",
                     "host": one.address,
                     "port": 15010,
+                    "api_url": f"https://{one.address}:17010/patroni",
+                    "lag": 0,
                 }
                 for one in site.hosts.values()
             ]
-            body = json.dumps({"members": members, "scope": "orders"}).encode()
-            self.send_response(200 if fits[path] else 503)
+            told: dict[str, Any] = {"members": members, "scope": "orders"}
+            if path == "/patroni":
+                told = {"state": "running", "role": rest.role}
+            if path == "/config":
+                told = {"synchronous_mode": True}
+            self._answer(200 if fits[path] else 503, json.dumps(told))
+
+        def do_POST(self) -> None:
+            """A switchover: the other leads after a while, and the answer comes later than that."""
+            wish = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if site.refuse:
+                self._answer(412, site.refuse)
+                return
+            if not site.stuck:
+                site.lead("")
+                time.sleep(0.4)
+                site.lead(wish["candidate"])
+                time.sleep(0.5)
+            self._answer(200, "Successfully switched over")
+
+        def _answer(self, status: int, text: str) -> None:
+            body = text.encode()
+            self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -424,6 +452,7 @@ def site(account: str) -> Iterator[Site]:
             proxy.stop()
         for server in site.servers:
             server.shutdown()
+            server.server_close()
         for host in site.hosts.values():
             host.stop()
         if os.environ.get("CAUSEWAY_KEEP"):

@@ -126,14 +126,15 @@ class Decision:
         self._of: Callable[[str, str], str] = lambda step, member: keys.of("rendezvous", meeting, step, member)
 
     def give_up(self, member: str, why: str) -> str:
-        """Say that it must not happen; returns where the tenant is: at the source for good, or moved already.
+        """Say that it must not happen, or nothing (``why`` empty) where somebody did; returns where the tenant is: at the
+        source for good, or moved already.
 
         :raises EtcdError: the registry does not answer.
         """
         lease = self.client.lease_grant(120)
         result = self.client.txn(
             [compare_mod(self._place, self.revision)],
-            [op_put(self._of(PROBLEM, member), json.dumps({"why": why}), lease)],
+            [op_put(self._of(PROBLEM, member), json.dumps({"why": why}), lease)] if why else [],
             [op_get(self._place)],
         )
         if result.succeeded:
@@ -235,7 +236,8 @@ class Switch:
             revision = self._await_move()
         except FAILURES as error:
             why = str(error) or type(error).__name__
-            where = self.decision.settle(self.meeting.member, why)
+            heard = why.partition(":")[0] in self.meeting.members
+            where = self.decision.settle(self.meeting.member, "" if heard else why)
             if where != TARGET:
                 self._back(held, where)
                 if guard:

@@ -43,6 +43,7 @@ def test_a_move_under_load_loses_nothing(tenant: Fleet, writers: list[Writer]) -
     assert facts["sequences"] == ["extra.items_id_seq", "extra.numbers"]
     time.sleep(1)
     found = tenant.switch(facts)
+    assert all(isinstance(one, dict) for one in found.values()), found
     moved = {host: one["moved"] for host, one in found.items()}
     time.sleep(1)
     for writer in writers:

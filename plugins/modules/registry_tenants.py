@@ -68,6 +68,11 @@ tenants:
   returned: always
   type: dict
   sample: {acme: {shard: s1, before: "", since: "2026-11-27T15:00:00.000Z", revision: 4711}}
+unavailable:
+  description: True when the registry did not answer.
+  returned: on failure
+  type: bool
+  sample: true
 assigned:
   description: Tenants that got a place.
   returned: always
@@ -121,7 +126,9 @@ def main() -> None:
     )
     try:
         result = run(module.params, module.check_mode)
-    except (EtcdError, RegistryError, TenantError) as error:
+    except EtcdError as error:
+        module.fail_json(msg=str(error), unavailable=True)
+    except (RegistryError, TenantError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

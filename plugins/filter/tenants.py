@@ -33,7 +33,9 @@ def tenant_space(size: Any, free: Any) -> str:
     return tenant_report.space_problem(int(size), int(free))
 
 
-def tenant_report_of(service: str, tenant: str, facts: Mapping[str, Any], hosts: Iterable[Any] = (), **given: Any) -> Any:
+def tenant_report_of(
+    service: str, tenant: str, facts: Mapping[str, Any], hosts: Iterable[Any] = (), **given: Any
+) -> Any:
     """The end of a move."""
     return tenant_report.report(service, tenant, facts, hosts, **given)
 

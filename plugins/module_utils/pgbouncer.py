@@ -54,7 +54,9 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Tenancy:
-    """Tenants of a service with shards, by its own cluster. `tenants`: database by tenant; `shards`: cluster by shard."""
+    """Tenants of a service with shards, called like its own cluster. `tenants`: database by tenant; `shards`: cluster
+    by shard.
+    """
 
     name: str
     tenants: Mapping[str, str]
@@ -604,7 +606,7 @@ def adopt(config: Config, tenancy: Tenancy, heard: Mapping[str, Route] | None = 
             stack.enter_context(locked(config, cluster))
         routes = {name: one.__dict__ for name, one in sorted({**have, **changes}.items())}
         _write(routes_of(config, tenancy), json.dumps(routes, indent=1) + "\n")
-        # PgBouncer throws out clients of a database that is in no file, and takes the last of two: so in two before none.
+        # PgBouncer throws out clients of a database that is in no file, and takes the last of two: two before none.
         for cluster in affected:
             writer, reader = chosen(_read(file_of(config, cluster)), config, cluster)
             text = databases_text(config, cluster, writer, reader, tenants_of(config, cluster))

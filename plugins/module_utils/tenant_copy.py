@@ -73,7 +73,8 @@ SELECT json_build_object(
   'large_objects', (SELECT count(*) FROM pg_largeobject_metadata),
   'prepared', (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()),
   'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots WHERE database = current_database()),
-  'subscriptions', (SELECT coalesce(json_agg(subname), '[]') FROM pg_subscription s JOIN pg_database b ON b.oid = s.subdbid
+  'subscriptions', (SELECT coalesce(json_agg(subname), '[]')
+    FROM pg_subscription s JOIN pg_database b ON b.oid = s.subdbid
     WHERE b.datname = current_database()),
   'publications', (SELECT coalesce(json_agg(pubname), '[]') FROM pg_publication),
   'settings', (SELECT coalesce(json_agg(DISTINCT split_part(one, '=', 1)), '[]')
@@ -124,8 +125,8 @@ SELECT json_build_object(
       'size', pg_database_size(oid), 'limit', datconnlimit, 'owner', pg_get_userbyid(datdba),
       'comment', coalesce(shobj_description(oid, 'pg_database'), ''),
       'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots s WHERE s.database = datname),
-      'subscriptions', (SELECT coalesce(json_agg(subname), '[]') FROM pg_subscription s WHERE s.subdbid = pg_database.oid))),
-      '{}') FROM pg_database WHERE NOT datistemplate))
+      'subscriptions', (SELECT coalesce(json_agg(subname), '[]') FROM pg_subscription s
+        WHERE s.subdbid = pg_database.oid))), '{}') FROM pg_database WHERE NOT datistemplate))
 """
 
 
@@ -224,8 +225,8 @@ def publish(psql: Psql, database: str, target: str) -> Json:
         raise TenantError(f"database {database} is not on this server")
     if left_behind(database) in known:
         raise TenantError(
-            f"{left_behind(database)} is still here from an earlier move of the same tenant: remove it with the playbook"
-            " tenant_purge first"
+            f"{left_behind(database)} is still here from an earlier move of the same tenant: remove it first, with the"
+            " playbook tenant_purge"
         )
     facts = psql.ask(database, FACTS)
     found = objections(database, facts)
@@ -277,6 +278,7 @@ def begin_copy(
     psql: Psql,
     database: str,
     owner: str,
+    *,
     connect: Sequence[str],
     source: Source,
     origin: str,
@@ -358,8 +360,8 @@ def write_mark(psql: Psql, database: str, token: str) -> str:
 
 
 def sums(psql: Psql, database: str, tables: Sequence[str], checksum: bool = True) -> dict[str, list[Any]]:
-    """[rows, checksum] of each table, all of one moment. The checksum is the sum of a 64-bit hash of each row's text, so
-    that the order of rows does not count; without ``checksum`` it is empty.
+    """[rows, checksum] of each table, all of one moment. The checksum is the sum of a 64-bit hash of each row's text,
+    so that the order of rows does not count; without ``checksum`` it is empty.
     """
     hashed = 'coalesce(sum(hashtextextended(t::text COLLATE "C", 0)), 0)::text' if checksum else "''"
     parts = [
@@ -393,7 +395,8 @@ def sequences(psql: Psql, database: str, names: Sequence[str]) -> list[list[Any]
     if not names:
         return []
     parts = [f"SELECT {literal(name)} AS name, last_value, is_called FROM {name}" for name in names]
-    sql = f"SELECT json_build_object('found', json_agg(json_build_array(name, last_value, is_called))) FROM ({' UNION ALL '.join(parts)}) s;"
+    whole = "json_build_object('found', json_agg(json_build_array(name, last_value, is_called)))"
+    sql = f"SELECT {whole} FROM ({' UNION ALL '.join(parts)}) s;"
     return list(psql.ask(database, sql)["found"])
 
 

@@ -45,8 +45,8 @@ def problems(
     longest: float = 30.0,
     max_lag: int = 16 << 20,
 ) -> list[str]:
-    """Why a tenant should not move now. ``source`` and ``target``: as patroni_info returns their clusters; ``activity``:
-    of the source's leader, as postgresql_activity_info returns it.
+    """Why a tenant should not move now. ``source`` and ``target``: as patroni_info returns their clusters;
+    ``activity``: of the source's leader, as postgresql_activity_info returns it.
     """
     found = [f"the shard that it leaves: {one}" for one in gate_problems(source, activity, longest=longest)]
     return found + [f"the shard that it goes to: {one}" for one in gate_problems(target, max_lag=max_lag)]
@@ -55,7 +55,9 @@ def problems(
 def space_problem(size: int, free: int) -> str:
     """Why a copy of ``size`` bytes does not fit into ``free`` ones; empty if it does."""
     needed = int(size * SPACE)
-    return "" if free >= needed else f"the copy may need {_bytes(needed)}, and the target's leader has {_bytes(free)} left"
+    if free >= needed:
+        return ""
+    return f"the copy may need {_bytes(needed)}, and the target's leader has {_bytes(free)} left"
 
 
 def _bytes(count: float) -> str:
@@ -77,7 +79,8 @@ def report(
 ) -> dict[str, Any]:
     """The end of a move as data and as readable lines (``text``).
 
-    ``facts``: origin, destination, copied ({seconds, check_seconds}), published ({facts}), cleared (steps). ``hosts``: what postgresql_tenant with state switched returned as ``moved``, of each host.
+    ``facts``: origin, destination, copied ({seconds, check_seconds}), published (facts of the database), cleared
+    (steps). ``hosts``: what postgresql_tenant with state switched returned as ``moved``, of each host.
     """
     origin, destination = str(facts.get("origin") or ""), str(facts.get("destination") or "")
     switched = [dict(one) for one in hosts if one]
@@ -153,13 +156,12 @@ def status(
         {tenant: one["region"] for tenant, one in tenants.items()},
         {tenant: one["pin"] for tenant, one in tenants.items() if one["pin"] and tenant in here},
     )
-    left = {
-        shard: {name: one for name, one in known.items() if one["move"]} for shard, known in sorted(seen.items())
-    }
+    left = {shard: {name: one for name, one in known.items() if one["move"]} for shard, known in sorted(seen.items())}
     lines = [f"tenants of {service}: {len(here)} on {len(shards)} shards"]
     for shard in sorted(shards):
         names = [tenant for tenant, place in here.items() if place == shard]
-        sizes = [seen[shard][tenants[one]["database"]]["size"] for one in names if tenants[one]["database"] in seen.get(shard, {})]
+        known = seen.get(shard, {})
+        sizes = [known[name]["size"] for name in (tenants[one]["database"] for one in names) if name in known]
         size = f", {_bytes(sum(sizes))}" if shard in seen else ", nobody asked"
         lines.append(f"  {shard}: {len(names)}{size}{': ' + _some(names) if names else ''}")
     for tenant in sorted(set(tenants) - set(here)):
@@ -168,8 +170,8 @@ def status(
         lines.append(f"  {tenant} is on {places[tenant]['shard']} and no longer in the description")
     for move in plan["moves"]:
         lines.append(f"  to move: {move['tenant']} from {move['from']} to {move['to']} ({move['reason']})")
-    for shard, known in left.items():
-        lines += [f"  {shard} has {name}, {_bytes(one['size'])}: {one['note']}" for name, one in known.items()]
+    for shard, found in left.items():
+        lines += [f"  {shard} has {name}, {_bytes(one['size'])}: {one['note']}" for name, one in found.items()]
     return {
         "service": service,
         "tenants": {tenant: dict(places[tenant]) for tenant in here},

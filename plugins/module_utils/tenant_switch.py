@@ -88,7 +88,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: ``timeout`` for running transactions to end, ``hold`` for all of the pause, ``come`` for all to be there."""
+    """Seconds: ``timeout`` for running transactions to end, ``hold`` for the pause, ``come`` for all to be there."""
 
     timeout: float = 10.0
     hold: float = 30.0
@@ -126,8 +126,8 @@ class Decision:
         self._of: Callable[[str, str], str] = lambda step, member: keys.of("rendezvous", meeting, step, member)
 
     def give_up(self, member: str, why: str) -> str:
-        """Say that it must not happen, or nothing (``why`` empty) where somebody did; returns where the tenant is: at the
-        source for good, or moved already.
+        """Say that it must not happen, or nothing (``why`` empty) where somebody did; returns where the tenant is: at
+        the source for good, or moved already.
 
         :raises EtcdError: the registry does not answer.
         """

@@ -90,6 +90,7 @@ def read_shards(client: EtcdClient, keys: Keys, service: str) -> dict[str, str]:
 def check(
     service: str,
     places: Mapping[str, Place],
+    *,
     belongs: Mapping[str, str],
     shards: Mapping[str, str],
     noted: Mapping[str, str],
@@ -121,13 +122,14 @@ def assign(
     client: EtcdClient,
     keys: Keys,
     service: str,
+    *,
     belongs: Mapping[str, str],
     shards: Mapping[str, str],
-    check_mode: bool,
+    check_mode: bool = False,
 ) -> tuple[list[str], dict[str, Place]]:
     """Note where tenants live that have no place yet; returns those, and all places. Nobody who has one is moved."""
     places, noted = read_places(client, keys, service), read_shards(client, keys, service)
-    check(service, places, belongs, shards, noted)
+    check(service, places, belongs=belongs, shards=shards, noted=noted)
     new = sorted(set(belongs) - set(places))
     if not check_mode:
         for tenant in new:

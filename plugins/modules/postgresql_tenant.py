@@ -149,7 +149,7 @@ options:
     default: []
   verify:
     description:
-      - V(checksum) compares the number of rows and a checksum of each table while clients wait, V(rows) the number only.
+      - V(checksum) compares the number of rows and a checksum of each table while clients wait, V(rows) the number.
     type: str
     choices: [checksum, rows]
     default: checksum
@@ -272,10 +272,12 @@ check_seconds:
   type: float
   sample: 0.9
 moved:
-  description: What was verified, the pause of this host's clients in seconds (null without a pooler) and of what it consists.
+  description:
+    - What was verified, the pause of this host's clients in seconds (null without a pooler) and of what it consists.
   returned: O(state=switched)
   type: dict
-  sample: {pause: 1.2, rows: 1000000, tables: 1, sequences: 1, checksum: 9f86d081884c7d65, lsn: 0/5A0003B8, times: {fence: 0.1}}
+  sample: {pause: 1.2, rows: 1000000, tables: 1, sequences: 1, checksum: 9f86d081884c7d65, lsn: 0/5A0003B8,
+           times: {fence: 0.1}}
 """
 
 import pwd
@@ -387,7 +389,7 @@ def copied(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     )
     psql, started = server(params, params["port"], LONG), time.monotonic()
     connecting = list(dict.fromkeys([params["owner"], params["application"], *params["connect"]]))
-    tenant_copy.begin_copy(psql, name, params["owner"], connecting, source, params["origin"])
+    tenant_copy.begin_copy(psql, name, params["owner"], connect=connecting, source=source, origin=params["origin"])
     tenant_copy.wait_copy(psql, name, params["timeout"])
     facts = psql.ask(name, tenant_copy.FACTS)
     # Plans and materialized views do not come with the rows.
@@ -466,8 +468,10 @@ STATES = {
     "settled": (settled, ["port", "database", "here"]),
     "switched": (
         switched,
-        ["platform", "endpoints", "service", "tenant", "database", "origin", "destination", "host", "meeting"]
-        + ["source_host", "source_port", "target_host", "target_port"],
+        [
+            *("platform", "endpoints", "service", "tenant", "database", "origin", "destination", "host", "meeting"),
+            *("source_host", "source_port", "target_host", "target_port"),
+        ],
     ),
 }
 

@@ -100,7 +100,9 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     keys, service = Keys(params["platform"]), params["service"]
     with connect(params) as client:
         if params["state"] == "assigned":
-            new, places = assign(client, keys, service, params["belongs"], params["shards"], check_mode)
+            new, places = assign(
+                client, keys, service, belongs=params["belongs"], shards=params["shards"], check_mode=check_mode
+            )
         else:
             new, places = [], read_places(client, keys, service)
     after = "".join(f"{tenant} on {places[tenant].shard}\n" for tenant in new)

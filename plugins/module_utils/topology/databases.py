@@ -175,21 +175,20 @@ def check_databases(topology: Topology) -> None:
     databases = with_database(topology)
     for service in databases:
         name = service.spec["database"]["name"]
-        for path, name in [(("database", "name"), name), *shards.names_of(service)]:
-            mine = (name, f"{name}_ro", f"{name}_owner")
-            taken = next((owners[one] for one in mine if one in owners), "")
+        for path, one in [(("database", "name"), name), *shards.names_of(service)]:
+            mine = (one, f"{one}_ro", f"{one}_owner")
+            taken = next((owners[other] for other in mine if other in owners), "")
             if taken:
                 may = f"a name of its own: service {taken} has it, or its _ro or _owner, on the same poolers"
-                service.document.report(path, "duplicate database name", show(name), may)
-            for one in mine:
-                owners.setdefault(one, service.name)
-        for name, one in (service.spec["database"]["shards"].get("named") or {}).items():
-            cluster = shards.cluster_of(service.name, name, one["number"])
-            if one["number"] != 1 and cluster.replace("-", "_") in {
-                other.replace("-", "_") for other in topology.services
-            }:
+                service.document.report(path, "duplicate database name", show(one), may)
+            for taken in mine:
+                owners.setdefault(taken, service.name)
+        groups = {other.replace("-", "_") for other in topology.services}
+        for shard, entry in (service.spec["database"]["shards"].get("named") or {}).items():
+            cluster = shards.cluster_of(service.name, shard, entry["number"])
+            if entry["number"] != 1 and cluster.replace("-", "_") in groups:
                 may = f"another name: its cluster {cluster} would be called like a service"
-                service.document.report(("database", "shards"), "duplicate cluster name", show(name), may)
+                service.document.report(("database", "shards"), "duplicate cluster name", show(shard), may)
     if databases and "backup" not in topology.doubtful:
         hosts = topology.with_component("backup")
         if len(hosts) != 1:

@@ -357,7 +357,7 @@ _PLACEMENT = _map(
     }
 )
 MAX_SHARDS = 10  # each takes one of the ten ports of its service
-_TENANT_NAME = {"pattern": r"^[a-z][a-z0-9_]{0,29}\Z"}
+_TENANT_NAME = r"^[a-z][a-z0-9_]{0,29}\Z"
 _TENANT_TEXT = "a tenant's name: lower-case letters, digits and _, first a letter, at most 30"
 _SHARDS = {
     **_map(
@@ -393,8 +393,8 @@ _TENANTS = {
     "type": "array",
     "maxItems": 2000,
     "items": {
-        **_map({"name": {**_text(_TENANT_NAME["pattern"], _TENANT_TEXT)}, "shard": _NAME, "region": _NAME}, ("name",)),
-        **_TENANT_NAME,
+        **_map({"name": _text(_TENANT_NAME, _TENANT_TEXT), "shard": _NAME, "region": _NAME}, ("name",)),
+        "pattern": _TENANT_NAME,
         "type": ["string", "object"],
         "allowed": f"{_TENANT_TEXT}; or a mapping with name, shard and region",
     },

@@ -104,7 +104,12 @@ class Fleet:
     def connect(self, host: str = "db1", database: str = DATABASE) -> psycopg.Connection[Any]:
         """As the application, through a pooler."""
         return psycopg.connect(
-            host=str(self.folder / host), port=6432, user="orders", dbname=database, prepare_threshold=None, autocommit=True
+            host=str(self.folder / host),
+            port=6432,
+            user="orders",
+            dbname=database,
+            prepare_threshold=None,
+            autocommit=True,
         )
 
     def params(self, state: str, **given: Any) -> dict[str, Any]:
@@ -235,7 +240,12 @@ def _etcd(fleet: Fleet) -> None:
             program("etcd"),
             *("--data-dir", fleet.folder / "etcd", "--unsafe-no-fsync"),
             *("--listen-client-urls", fleet.endpoint, "--advertise-client-urls", fleet.endpoint),
-            *("--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"),
+            *(
+                "--listen-peer-urls",
+                f"http://127.0.0.1:{peer}",
+                "--initial-advertise-peer-urls",
+                f"http://127.0.0.1:{peer}",
+            ),
             *("--initial-cluster", f"default=http://127.0.0.1:{peer}"),
         ],
     )
@@ -332,7 +342,11 @@ def _pooler(fleet: Fleet, host: str) -> None:
             if not path.is_symlink():
                 shutil.chown(path, fleet.account)
     pgbouncer.prepare(fleet.config(host))
-    fleet.start(f"pgbouncer-{host}", [program("pgbouncer"), place / "pgbouncer.ini"], fleet.account if os.geteuid() == 0 else None)
+    fleet.start(
+        f"pgbouncer-{host}",
+        [program("pgbouncer"), place / "pgbouncer.ini"],
+        fleet.account if os.geteuid() == 0 else None,
+    )
     wait_for((place / ".s.PGSQL.6432").exists, f"PgBouncer of {host}")
 
 
@@ -374,9 +388,13 @@ def tenant(fleet: Fleet) -> Iterator[Fleet]:
             fleet.psql(
                 cluster,
                 "postgres",
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ 'acme' AND pid <> pg_backend_pid();",
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname ~ 'acme' AND pid <> pg_backend_pid();",
             )
-            assert fleet.psql(cluster, "postgres", f"SELECT count(*) FROM pg_replication_slots WHERE database = '{name}'") == "0"
+            assert (
+                fleet.psql(cluster, "postgres", f"SELECT count(*) FROM pg_replication_slots WHERE database = '{name}'")
+                == "0"
+            )
             fleet.psql(cluster, "postgres", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE);')
     fleet.psql("orders", "postgres", f"CREATE DATABASE {DATABASE} OWNER orders_owner;")
     fleet.psql("orders", DATABASE, helpers("orders", "orders_owner")[0].replace("{mark}", "x"))
@@ -393,7 +411,8 @@ def tenant(fleet: Fleet) -> Iterator[Fleet]:
         "CREATE TABLE extra.parts (id int, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);"
         "CREATE TABLE extra.parts_north PARTITION OF extra.parts FOR VALUES IN ('north');"
         "CREATE TABLE extra.parts_rest PARTITION OF extra.parts DEFAULT;"
-        "INSERT INTO extra.parts SELECT n, CASE WHEN n % 2 = 0 THEN 'north' ELSE 'south' END FROM generate_series(1, 100) n;"
+        "INSERT INTO extra.parts SELECT n, CASE WHEN n % 2 = 0 THEN 'north' ELSE 'south' END"
+        " FROM generate_series(1, 100) n;"
         "CREATE SEQUENCE extra.numbers START 100; SELECT nextval('extra.numbers'); SELECT nextval('extra.numbers');"
         "CREATE MATERIALIZED VIEW extra.dear AS SELECT * FROM extra.items WHERE price > 1000;"
         "CREATE VIEW extra.cheap AS SELECT * FROM extra.items WHERE price < 10;",
@@ -401,7 +420,7 @@ def tenant(fleet: Fleet) -> Iterator[Fleet]:
     keys = registry.Keys(PLATFORM)
     with fleet.client() as client:
         client.delete_prefix(keys.prefix)
-        tenants.assign(client, keys, SERVICE, {TENANT: "s1"}, SHARDS, False)
+        tenants.assign(client, keys, SERVICE, belongs={TENANT: "s1"}, shards=SHARDS, check_mode=False)
         place = tenants.read_place(client, keys, SERVICE, TENANT)
     assert place
     for host in HOSTS:
@@ -447,7 +466,9 @@ class Writer:
                     self.acknowledged.append(self._next)
                     if self._next % 3 == 0:
                         connection.execute("INSERT INTO extra.items (name, price) VALUES ('new', 1)")
-                        connection.execute("UPDATE extra.items SET price = price + 1 WHERE id = %s", (self._next % 1000 + 1,))
+                        connection.execute(
+                            "UPDATE extra.items SET price = price + 1 WHERE id = %s", (self._next % 1000 + 1,)
+                        )
                     if self._next % 10 == 0:
                         connection.execute("DELETE FROM extra.items WHERE id = %s", (2000 + self._next % 1000,))
                 except psycopg.Error as error:

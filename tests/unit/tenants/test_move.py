@@ -222,10 +222,16 @@ def test_a_copy_that_was_made_by_somebody_else_stays(tenant: Fleet) -> None:
     ("sql", "message"),
     [
         ("CREATE TABLE extra.loose (id int);", "without a primary key or another replica identity: extra.loose"),
-        ("CREATE UNLOGGED TABLE extra.fast (id int PRIMARY KEY);", "unlogged tables, which are not replicated: extra.fast"),
+        (
+            "CREATE UNLOGGED TABLE extra.fast (id int PRIMARY KEY);",
+            "unlogged tables, which are not replicated: extra.fast",
+        ),
         ("SELECT lo_create(0);", "1 large objects"),
         ("ALTER TABLE extra.ledger ENABLE ROW LEVEL SECURITY;", "row-level security"),
-        (f"ALTER DATABASE {DATABASE} SET work_mem = '64MB';", "parameters set for this database, which do not move: work_mem"),
+        (
+            f"ALTER DATABASE {DATABASE} SET work_mem = '64MB';",
+            "parameters set for this database, which do not move: work_mem",
+        ),
         (
             "SELECT pg_create_logical_replication_slot('of_others', 'pgoutput');",
             "replication of somebody else: of_others",
@@ -338,16 +344,38 @@ def test_a_whole_cluster_is_held_with_its_tenants(tenant: Fleet) -> None:
 def test_places_are_given_once(tenant: Fleet) -> None:
     keys = registry.Keys(PLATFORM)
     with tenant.client() as client:
-        new, places = tenants.assign(client, keys, SERVICE, {"acme": "s2", "bolt": "s2"}, SHARDS, True)
+        new, places = tenants.assign(
+            client, keys, SERVICE, belongs={"acme": "s2", "bolt": "s2"}, shards=SHARDS, check_mode=True
+        )
         assert new == ["bolt"]
         assert (places["acme"].shard, places["bolt"].shard) == ("s1", "s2")
         assert tenants.read_places(client, keys, SERVICE).keys() == {"acme"}
-        assert tenants.assign(client, keys, SERVICE, {"acme": "s2", "bolt": "s2"}, SHARDS, False)[0] == ["bolt"]
-        assert tenants.assign(client, keys, SERVICE, {"acme": "s2", "bolt": "s2"}, SHARDS, False)[0] == []
-        with pytest.raises(tenants.TenantError, match="tenant bolt is on shard s2, which the description does not have"):
-            tenants.assign(client, keys, SERVICE, {"acme": "s1", "bolt": "s1"}, {"s1": "orders"}, False)
-        with pytest.raises(tenants.TenantError, match="shard s2 is in cluster orders-s2 and the description puts it into"):
-            tenants.assign(client, keys, SERVICE, {"acme": "s1"}, {"s2": "orders", "s1": "orders-s1"}, False)
+        assert tenants.assign(
+            client, keys, SERVICE, belongs={"acme": "s2", "bolt": "s2"}, shards=SHARDS, check_mode=False
+        )[0] == ["bolt"]
+        assert (
+            tenants.assign(
+                client, keys, SERVICE, belongs={"acme": "s2", "bolt": "s2"}, shards=SHARDS, check_mode=False
+            )[0]
+            == []
+        )
+        with pytest.raises(
+            tenants.TenantError, match="tenant bolt is on shard s2, which the description does not have"
+        ):
+            tenants.assign(
+                client, keys, SERVICE, belongs={"acme": "s1", "bolt": "s1"}, shards={"s1": "orders"}, check_mode=False
+            )
+        with pytest.raises(
+            tenants.TenantError, match="shard s2 is in cluster orders-s2 and the description puts it into"
+        ):
+            tenants.assign(
+                client,
+                keys,
+                SERVICE,
+                belongs={"acme": "s1"},
+                shards={"s2": "orders", "s1": "orders-s1"},
+                check_mode=False,
+            )
 
 
 def test_databases_of_tenants_are_made_once(tenant: Fleet) -> None:

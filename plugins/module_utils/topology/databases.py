@@ -84,7 +84,10 @@ def settle(topology: Topology, service: Service) -> None:
 def _shard_sites(topology: Topology, service: Service) -> dict[str, list[Site]]:
     """Hosts that may hold a member, by shard; without shards under an empty name."""
     named = service.spec["database"]["shards"].get("named") or {"": {"region": ""}}
-    return {name: sites(topology, service, one["region"]) for name, one in named.items()}
+    known = {region.name for region in topology.regions}  # another one is reported where it stands
+    return {
+        name: sites(topology, service, one["region"] if one["region"] in known else "") for name, one in named.items()
+    }
 
 
 def with_database(topology: Topology) -> list[Service]:

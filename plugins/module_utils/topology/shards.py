@@ -174,7 +174,8 @@ def names_of(service: Service) -> list[tuple[tuple[Any, ...], str]]:
     """Further names that a service's shards and tenants take at the poolers, each with its place in the file."""
     database = service.spec["database"]
     found: list[tuple[tuple[Any, ...], str]] = []
-    if database["shards"]:
+    refused = service.document.refused("database", "shards") or service.document.refused("database", "tenants")
+    if database["shards"] and not refused:
         path: tuple[Any, ...] = ("database", "shards")
         named = [name for name, one in database["shards"]["named"].items() if one["number"] != 1]
         found += [(path, database_of(database["name"], name)) for name in named]

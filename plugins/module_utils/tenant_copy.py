@@ -34,6 +34,8 @@ Json: TypeAlias = "dict[str, Any]"  # in quotes: Python 3.8 could not import it 
 
 PUBLICATION = SUBSCRIPTION = "causeway_move"
 MARK_TABLE = "causeway.move_mark"
+# Where dbmate notes what was applied.
+MIGRATIONS = "public.schema_migrations"
 # Comments by which a database is known that is part of a move.
 LEAVING, COPY, LEFT = "causeway.platform: moves to ", "causeway.platform: copy from ", "causeway.platform: left behind "
 SYSTEM = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
@@ -242,8 +244,8 @@ def publish(psql: Psql, database: str, target: str) -> Json:
     return facts
 
 
-def _dump(psql: Psql, source: Source, database: str, program: str) -> str:
-    """The schema of the source; raises TenantError."""
+def _dump(psql: Psql, source: Source, database: str, program: str, options: Sequence[str] = ("--schema-only",)) -> str:
+    """The schema of the source, or what other options of pg_dump say; raises TenantError."""
     names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE", "sslmode": "PGSSLMODE"}
     names.update(sslcert="PGSSLCERT", sslkey="PGSSLKEY", sslrootcert="PGSSLROOTCERT", sslcrl="PGSSLCRL")
     names.update(connect_timeout="PGCONNECT_TIMEOUT")
@@ -251,7 +253,7 @@ def _dump(psql: Psql, source: Source, database: str, program: str) -> str:
     environment = {names[key]: value for key, value in given.items() if key in names}
     # Not on the command line, where every user could read it.
     environment.update(PGPASSWORD=source.password, PATH="/usr/bin:/bin", LC_ALL="C.UTF-8")
-    command = [program, "--schema-only", "--no-publications", "--no-subscriptions", "--no-tablespaces"]
+    command = [program, *options, "--no-publications", "--no-subscriptions", "--no-tablespaces"]
     command.append("--lock-wait-timeout=5s")
     identity: Json = {}
     if psql.system_user:
@@ -306,6 +308,23 @@ def begin_copy(
         f"CREATE SUBSCRIPTION {SUBSCRIPTION} CONNECTION {literal(source.conninfo(database))} PUBLICATION {PUBLICATION}"
         f" WITH (slot_name = {literal(slot_of(database))}, disable_on_error = true);",
     )
+
+
+def fill(psql: Psql, database: str, source: Source, template: str, program: str = "pg_dump") -> bool:
+    """Give a database without tables the schema of another one, with what is known of its migrations; whether anything
+    was to be done. Raises TenantError.
+    """
+    facts = psql.ask(database, FACTS)
+    if facts["tables"]:
+        return False
+    text = _dump(psql, source, template, program, ("--schema-only", "--exclude-schema=causeway"))
+    if "CREATE TABLE" not in text:
+        return False
+    if f"CREATE TABLE {MIGRATIONS} " in text:
+        text += _dump(psql, source, template, program, ("--data-only", f"--table={MIGRATIONS}"))
+    text = text.replace("CREATE SCHEMA public;", "CREATE SCHEMA IF NOT EXISTS public;")
+    psql.run(database, f"BEGIN;\n{text}\nCOMMIT;")
+    return True
 
 
 COPY_STATE = """

@@ -79,6 +79,12 @@ options:
     type: list
     elements: str
     default: []
+  template:
+    description:
+      - Database whose schema O(state=present) gives to databases that have no tables; it is reached by O(source). Empty
+        for none.
+    type: str
+    default: ""
   here:
     description:
       - For O(state=settled), whether the tenant lives on this shard, as the registry says.
@@ -101,7 +107,8 @@ options:
     type: str
   source:
     description:
-      - How O(state=copied) reaches the leader of the shard that the tenant leaves.
+      - How O(state=copied) reaches the leader of the shard that the tenant leaves, and O(state=present) that of
+        O(template).
     type: dict
     suboptions:
       host:
@@ -320,6 +327,14 @@ def server(params: dict[str, Any], port: int, timeout: float) -> Psql:
     return Psql(port, params["socket_path"], params["system_user"], timeout)
 
 
+def origin_of(params: dict[str, Any]) -> tenant_copy.Source:
+    """The other server."""
+    given = params["source"]
+    return tenant_copy.Source(
+        given["host"], given["port"], given["user"], given["password"], given["tls"], given["sslmode"]
+    )
+
+
 def present(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Make the databases."""
     owner, application = params["owner"], params["application"]
@@ -341,6 +356,12 @@ def present(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         if not check_mode:
             apply(psql, inside)
         told += [step.told for step in steps] + [f"{name}: {step.told}" for step in inside]
+        if (
+            params["template"]
+            and not check_mode
+            and tenant_copy.fill(psql, name, origin_of(params), params["template"])
+        ):
+            told.append(f"{name}: take over the schema of {params['template']}")
     return {"changed": bool(told), "steps": told}
 
 
@@ -383,10 +404,7 @@ def copied(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Make the copy."""
     if check_mode:
         return {"changed": True, "seconds": 0.0, "check_seconds": 0.0}
-    given, name = dict(params["source"]), params["database"]
-    source = tenant_copy.Source(
-        given["host"], given["port"], given["user"], given["password"], given["tls"], given["sslmode"]
-    )
+    source, name = origin_of(params), params["database"]
     psql, started = server(params, params["port"], LONG), time.monotonic()
     connecting = list(dict.fromkeys([params["owner"], params["application"], *params["connect"]]))
     tenant_copy.begin_copy(psql, name, params["owner"], connect=connecting, source=source, origin=params["origin"])
@@ -503,6 +521,7 @@ def main() -> None:
             "socket_path": {"type": "path", "default": "/run/postgresql"},
             "system_user": {"type": "str", "default": "postgres"},
             "here": {"type": "bool"},
+            "template": {"type": "str", "default": ""},
             "source": {
                 "type": "dict",
                 "options": {

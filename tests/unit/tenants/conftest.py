@@ -138,6 +138,7 @@ class Fleet:
             "timeout": 20.0,
             "hold": 15.0,
             "verify": "checksum",
+            "template": "",
             **given,
         }
 

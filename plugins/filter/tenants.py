@@ -52,5 +52,6 @@ class FilterModule:
             "tenant_services": tenant_report.services,
             "tenant_space": tenant_space,
             "tenant_status": tenant_report.status,
+            "tenant_ways": tenant_report.ways,
         }
         return {name: _reporting(name, function) for name, function in functions.items()}

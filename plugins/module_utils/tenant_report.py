@@ -37,6 +37,18 @@ def databases_here(cluster: Mapping[str, Any], places: Mapping[str, Mapping[str,
     ]
 
 
+def ways(databases: Mapping[str, Any], service: str, places: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How each tenant's database is reached: {name, database, hosts, port}."""
+    own, found = databases[service]["sharding"], []
+    for tenant, one in sorted(own["tenants"].items()):
+        shard = own["shards"].get((places.get(tenant) or {}).get("shard", ""))
+        if shard:
+            cluster = databases[shard["cluster"]]
+            hosts = [str(member["address"]) for member in cluster["members"]]
+            found.append({"name": tenant, "database": one["database"], "hosts": hosts, "port": int(cluster["port"])})
+    return found
+
+
 def problems(
     source: Mapping[str, Any],
     target: Mapping[str, Any],

@@ -44,7 +44,7 @@ def program(name: str) -> str:
     return found
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -82,6 +82,11 @@ class Fleet:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def complaint(self, cluster: str, database: str, sql: str, role: str) -> str:
+        """What the server says aside when a role runs something."""
+        command = ["psql", "-XqAt", "-h", str(self.folder), "-p", str(PORTS[cluster]), "-U", role, "-d", database]
+        return subprocess.run(command, input=sql, capture_output=True, text=True, check=False).stderr
 
     def client(self) -> etcd.EtcdClient:
         return etcd.EtcdClient([self.endpoint])

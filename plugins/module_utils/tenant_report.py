@@ -80,20 +80,32 @@ def _bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def why(failed: Sequence[str], unclear: Sequence[str]) -> str:
+    """The reason of a failure; empty if nothing failed."""
+    # Who heard it from another host says that host's name before it.
+    told = sorted(filter(None, failed), key=len)[:1] or (["it failed, and no host says why"] if failed else [])
+    if unclear:
+        told += ["clearing away failed, run the move again: " + "; ".join(filter(None, unclear))]
+    return "; ".join(told)
+
+
 def report(
     service: str,
     tenant: str,
     facts: Mapping[str, Any],
     hosts: Iterable[Mapping[str, Any]] = (),
     *,
-    failure: str = "",
+    failed: Sequence[str] = (),
+    unclear: Sequence[str] = (),
     check_mode: bool = False,
 ) -> dict[str, Any]:
     """The end of a move as data and as readable lines (``text``).
 
     ``facts``: origin, destination, copied ({seconds, check_seconds}), published (facts of the database), cleared
-    (steps). ``hosts``: what postgresql_tenant with state switched returned as ``moved``, of each host.
+    (steps). ``hosts``: what postgresql_tenant with state switched returned as ``moved``, of each host. ``failed`` and
+    ``unclear``: what hosts say of a move, and of its clearing away, that failed; those to which it is news say nothing.
     """
+    failure = why(failed, unclear)
     origin, destination = str(facts.get("origin") or ""), str(facts.get("destination") or "")
     switched = [dict(one) for one in hosts if one]
     pauses = [float(one["pause"]) for one in switched if one.get("pause") is not None]

@@ -36,8 +36,9 @@ def tenant_space(size: Any, free: Any) -> str:
 def tenant_report_of(
     service: str, tenant: str, facts: Mapping[str, Any], hosts: Iterable[Any] = (), **given: Any
 ) -> Any:
-    """The end of a move."""
-    return tenant_report.report(service, tenant, facts, hosts, **given)
+    """The end of a move. Jinja hands over lists that can be read once."""
+    lists = {name: list(given.pop(name, ())) for name in ("failed", "unclear")}
+    return tenant_report.report(service, tenant, facts, list(hosts), **lists, **given)
 
 
 class FilterModule:

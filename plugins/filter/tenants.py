@@ -37,8 +37,8 @@ def tenant_report_of(
     service: str, tenant: str, facts: Mapping[str, Any], hosts: Iterable[Any] = (), **given: Any
 ) -> Any:
     """The end of a move. Jinja hands over lists that can be read once."""
-    lists = {name: list(given.pop(name, ())) for name in ("failed", "unclear")}
-    return tenant_report.report(service, tenant, facts, list(hosts), **lists, **given)
+    failed, unclear = list(given.pop("failed", ())), list(given.pop("unclear", ()))
+    return tenant_report.report(service, tenant, facts, list(hosts), failed=failed, unclear=unclear, **given)
 
 
 class FilterModule:

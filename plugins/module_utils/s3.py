@@ -10,23 +10,24 @@ Signature: https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-reques
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.client
 import re
 import ssl
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree
 
 RULE = "causeway"  # id of our lifecycle rule; it is the only one
 MODES = ("governance", "compliance")
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html, without dots: a bucket with a dot fits no
-# wildcard certificate.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html, without dots: a bucket with a dot fits
+# no wildcard certificate.
 BUCKET = re.compile(r"^[a-z0-9](?:[a-z0-9-]{1,61}[a-z0-9])\Z")
 BUCKET_TEXT = "3 to 63 lower-case letters, digits and dashes, first and last no dash"
 _BAD_BUCKET = re.compile(r"^(?:xn--|sthree-|amzn-s3-demo-)|(?:-s3alias|--ol-s3|--x-s3|--table-s3)\Z")
@@ -71,7 +72,7 @@ def _digest(key: bytes, text: str) -> bytes:
 
 
 def authorization(
-    endpoint: Endpoint, method: str, path: str, query: str, headers: Mapping[str, str], payload: str, stamp: str
+    endpoint: Endpoint, method: str, path: str, *, query: str, headers: Mapping[str, str], payload: str, stamp: str
 ) -> str:
     """The header ``Authorization``. path and query: as sent, the query sorted. stamp: ``20261127T120000Z``."""
     scope = f"{stamp[:8]}/{endpoint.region}/s3/aws4_request"
@@ -89,7 +90,9 @@ def authorization(
 class Client:
     """Speaks to one endpoint; each request is a connection of its own."""
 
-    def __init__(self, endpoint: Endpoint, patience: float = 0.0, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self, endpoint: Endpoint, patience: float = 0.0, sleep: Callable[[float], object] = time.sleep
+    ) -> None:
         """patience: seconds for which an endpoint without an answer, or with a 5xx, is asked again."""
         parts = urlsplit(endpoint.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
@@ -111,6 +114,7 @@ class Client:
         bucket: str = "",
         query: Mapping[str, str] | None = None,
         body: bytes = b"",
+        *,
         headers: Mapping[str, str] | None = None,
         key: str = "",
     ) -> tuple[dict[str, str], bytes]:
@@ -137,7 +141,7 @@ class Client:
         if body:
             # S3 demands it where settings are written.
             signed["content-md5"] = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-        words = authorization(self.endpoint, method, path, query, signed, payload, stamp)
+        words = authorization(self.endpoint, method, path, query=query, headers=signed, payload=payload, stamp=stamp)
         connection = self._connection()
         try:
             target = f"{path}?{query}" if query else path
@@ -156,10 +160,8 @@ class Client:
 def refusal(method: str, path: str, status: int, content: bytes) -> S3Error:
     """What an answer with an error says."""
     found = {}
-    try:
+    with contextlib.suppress(ElementTree.ParseError):
         found = {_local(one.tag): (one.text or "").strip() for one in ElementTree.fromstring(content)}
-    except ElementTree.ParseError:
-        pass
     # HEAD has no body.
     code = found.get("Code") or {403: "AccessDenied", 404: "NoSuchBucket"}.get(status, "")
     words = found.get("Message") or http.client.responses.get(status, "")

@@ -126,7 +126,7 @@ bucket:
   description: The settings afterwards, or those that would be; empty without a bucket.
   returned: success
   type: dict
-  sample: {versioning: true, noncurrent_days: 14, expiration_days: 0, multipart_days: 7, lock_mode: governance, lock_days: 30}
+  sample: {versioning: true, noncurrent_days: 14, expiration_days: 0, multipart_days: 7, lock_mode: '', lock_days: 0}
 created:
   description: Whether the bucket was made, or would be.
   returned: success

@@ -18,7 +18,8 @@ description:
     allowed.
   - Makes one group per component (C(gateway), C(registry), C(services), C(metrics), C(trust),
     C(database), C(backup), C(object_storage)), region (C(region_north)), zone (C(zone_north_a)), service
-    (C(service_orders)) and database (C(database_orders)), and the variables C(causeway_*) that the roles of this collection read.
+    (C(service_orders)) and database (C(database_orders)), and the variables C(causeway_*) that the roles of this
+    collection read.
   - Every key of both kinds of file is explained in C(docs/description.md) of this collection.
 notes:
   - Set C(any_unparsed_is_failed) in the section C(inventory) of C(ansible.cfg), so that a refused description ends a

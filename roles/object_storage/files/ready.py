@@ -39,10 +39,8 @@ def context(tls: Path, protocol: str) -> ssl.SSLContext:
 def ask(address: str, port: int, tls: Path, protocol: str, request: bytes) -> bytes:
     """The beginning of an answer; NotReadyError without one."""
     try:
-        with (
-            socket.create_connection((address, port), timeout=3) as plain,
-            context(tls, protocol).wrap_socket(plain, server_hostname=address) as stream,
-        ):
+        plain = socket.create_connection((address, port), timeout=3)
+        with plain, context(tls, protocol).wrap_socket(plain, server_hostname=address) as stream:
             stream.sendall(request)
             answer = b""
             while part := stream.recv(65536):

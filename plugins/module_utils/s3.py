@@ -162,8 +162,7 @@ def refusal(method: str, path: str, status: int, content: bytes) -> S3Error:
     found = {}
     with contextlib.suppress(ElementTree.ParseError):
         found = {_local(one.tag): (one.text or "").strip() for one in ElementTree.fromstring(content)}
-    # HEAD has no body.
-    code = found.get("Code") or {403: "AccessDenied", 404: "NoSuchBucket"}.get(status, "")
+    code = found.get("Code", "")
     words = found.get("Message") or http.client.responses.get(status, "")
     return S3Error(f"{method} {path}: {status} {code}: {words}".rstrip(": "), code, status)
 
@@ -274,12 +273,12 @@ def _setting(client: Client, bucket: str, name: str, absent: tuple[str, ...]) ->
 def read(client: Client, name: str) -> Bucket | None:
     """A bucket's settings; None where there is no such bucket."""
     try:
-        client.request("HEAD", name)
+        # Not HEAD, whose refusals have no words.
+        versioning = _value(_tree(client.request("GET", name, {"versioning": ""})[1]), "Status")
     except S3Error as error:
         if error.status == 404:
             return None
         raise
-    versioning = _value(_tree(client.request("GET", name, {"versioning": ""})[1]), "Status")
     lifecycle = _setting(client, name, "lifecycle", ("NoSuchLifecycleConfiguration",))
     lock = _setting(client, name, "object-lock", ("ObjectLockConfigurationNotFoundError",))
     tree = _tree(lock) if lock else {}

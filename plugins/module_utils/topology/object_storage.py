@@ -257,7 +257,8 @@ def derive_backups(topology: Topology) -> dict[str, Any]:
 
 def advice(topology: Topology) -> list[str]:
     """What is allowed but a poor idea."""
-    hosts, found = topology.with_component(COMPONENT), []
+    found: list[str] = []
+    hosts = topology.with_component(COMPONENT)
     if not hosts:
         return found
     copies = replication(hosts)

@@ -323,6 +323,19 @@ def write(client: Client, name: str, present: Bucket | None, wanted: Bucket) -> 
             client.request("DELETE", name, {"lifecycle": ""})
 
 
+def settled(client: Client, name: str, wanted: Bucket, patience: float = 10.0) -> Bucket | None:
+    """A bucket's settings after a change: a gateway may show the old ones for a moment.
+
+    Returns what was read last; patience: seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        found = read(client, name)
+        if found == wanted or time.monotonic() > deadline:
+            return found
+        time.sleep(0.3)
+
+
 def _location(region: str) -> bytes:
     """AWS wants the region named unless it is its first one."""
     if region in ("", "us-east-1"):

@@ -149,6 +149,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.s3 import (
     obstacle,
     read,
     remove,
+    settled,
     write,
 )
 
@@ -189,7 +190,7 @@ def act(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             remove(client, name)
         else:
             write(client, name, present, wanted)
-            found = read(client, name)
+            found = settled(client, name, wanted)
             if found != wanted:
                 raise S3Error(f"it was written, but the object storage has {found}")
     before, after = (asdict(one) if one else {} for one in (present, wanted))

@@ -66,6 +66,8 @@ def dynamic(cluster: Mapping[str, Any], parameters: Mapping[str, Any], settings:
         "synchronous_node_count": max(synchronous, 1),
         "primary_stop_timeout": int(settings["primary_stop_timeout"]),
         "member_slots_ttl": str(settings["member_slots_ttl"]),
+        # Patroni drops slots that it does not know; these are of tenants on their way to another shard.
+        **({"ignore_slots": [{"type": "logical", "plugin": "pgoutput"}]} if cluster.get("sharding") else {}),
         "postgresql": {
             "use_pg_rewind": True,
             "use_slots": True,

@@ -18,7 +18,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,29 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Tenancy:
+    """Tenants of a service with shards, called like its own cluster. `tenants`: database by tenant; `shards`: cluster
+    by shard.
+    """
+
+    name: str
+    tenants: Mapping[str, str]
+    shards: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a tenant is, and since which revision of the registry."""
+
+    shard: str
+    revision: int
+
+
+@dataclass(frozen=True)
 class Config:
-    """What the role wrote. `socket`: directory of the sockets of PgBouncer and of PostgreSQL; `user`: their owner."""
+    """What the role wrote. `socket`: directory of the sockets of PgBouncer and of PostgreSQL; `user`: their owner.
+    `clusters`: those that this pooler offers. `registry`: file in which the node agent says where tenants are.
+    """
 
     host: str
     socket: str
@@ -63,6 +84,8 @@ class Config:
     state: str
     tls: str
     clusters: Mapping[str, Cluster]
+    tenancies: Mapping[str, Tenancy] = field(default_factory=dict)
+    registry: str = "/var/lib/causeway/xds/tenants.json"
 
     @property
     def console(self) -> str:
@@ -93,7 +116,8 @@ def parse_config(text: str) -> Config:
     try:
         data = json.loads(text)
         clusters = {name: Cluster(name=name, **entry) for name, entry in data.pop("clusters").items()}
-        return Config(clusters=clusters, **data)
+        tenancies = {name: Tenancy(name=name, **entry) for name, entry in data.pop("tenancies", {}).items()}
+        return Config(clusters=clusters, tenancies=tenancies, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PgBouncerError(f"the configuration of the poolers is wrong: {error!r}") from error
 
@@ -277,7 +301,7 @@ class Patroni:
         Without etcd nobody knows, and Patroni's failsafe mode may keep the leader: then it tells itself.
         """
         own = self.config.host
-        local = self.status(cluster, own, f"/read-only?lag={cluster.max_lag}")
+        local = self.status(cluster, own, f"/read-only?lag={cluster.max_lag}") if own in cluster.members else 0
         fit = local == 200 if local else None
         met = len(cluster.members) == 1
         for host in sorted(cluster.members, key=lambda name: (name != own, name)):
@@ -287,7 +311,7 @@ class Patroni:
                 if status == 200:
                     leader = leader_of(json.loads(body), cluster)
                     return View(leader if leader == writer or self.writable(cluster, leader) else "", fit, True)
-        leads = self.status(cluster, own, "/primary") == 200
+        leads = own in cluster.members and self.status(cluster, own, "/primary") == 200
         return View(own if leads else "", fit, met or leads)
 
 
@@ -299,26 +323,31 @@ def target(config: Config, cluster: Cluster, host: str) -> tuple[str, int]:
     return (config.socket if host == config.host else cluster.members[host], cluster.port)
 
 
-def databases_text(config: Config, cluster: Cluster, writer: str, reader: str) -> str:
-    """The included file of a cluster: `<name>` on the host `writer`, `<name>_ro` on the host `reader`.
+def databases_text(config: Config, cluster: Cluster, writer: str, reader: str, tenants: Sequence[str] = ()) -> str:
+    """The included file of a cluster: `<name>` on the host `writer`, `<name>_ro` on the host `reader`; the same for
+    the databases of the tenants that are there.
 
     Passwords are asked for at the reader, which is there also while nobody leads.
     """
     options = "".join(f" {name}={value}" for name, value in sorted(cluster.options.items()))
     lines = ["; Written by causeway-pgbouncer-sync and Patroni's callback; changes here are lost.", "[databases]"]
-    for name, host in ((cluster.database, writer), (cluster.reader, reader)):
-        address, port = target(config, cluster, host)
-        lines.append(f"{name} = host={address} port={port} dbname={cluster.database}{options}")
+    for database in (cluster.database, *tenants):
+        for name, host in ((database, writer), (f"{database}_ro", reader)):
+            address, port = target(config, cluster, host)
+            lines.append(f"{name} = host={address} port={port} dbname={database}{options}")
     return "\n".join(lines) + "\n"
 
 
 def chosen(text: str, config: Config, cluster: Cluster) -> tuple[str, str]:
-    """(writer, reader) out of an included file; this host where it does not say."""
+    """(writer, reader) out of an included file; where it does not say, this host, or any member for a cluster that has
+    none here.
+    """
     addresses = {address: host for host, address in cluster.members.items()}
+    default = config.host if config.host in cluster.members else min(cluster.members)
     result = []
     for name in (cluster.database, cluster.reader):
         found = re.search(rf"^{re.escape(name)} = host=(\S+)", text, re.M)
-        result.append(addresses.get(found[1], config.host) if found else config.host)
+        result.append(addresses.get(found[1], default) if found else default)
     return result[0], result[1]
 
 
@@ -356,9 +385,10 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(config: Config, cluster: Cluster) -> Iterator[None]:
+def locked(config: Config, cluster: Cluster | Tenancy) -> Iterator[None]:
     """One at a time: the callback, the unit and the module may come together."""
-    path = Path(config.state) / f".{cluster.name}.lock"
+    kind = "tenants." if isinstance(cluster, Tenancy) else ""
+    path = Path(config.state) / f".{kind}{cluster.name}.lock"
     with open(path, "a", encoding="utf-8", opener=_private) as file:
         owner = path.parent.stat()
         if os.geteuid() == 0:
@@ -370,10 +400,12 @@ def locked(config: Config, cluster: Cluster) -> Iterator[None]:
 def prepare(config: Config) -> list[str]:
     """Files that PgBouncer includes, where there are none or options changed; returns what was written."""
     written = []
+    for tenancy in config.tenancies.values():
+        adopt(config, tenancy)
     for cluster in config.clusters.values():
         with locked(config, cluster):
             text = _read(file_of(config, cluster))
-            wanted = databases_text(config, cluster, *chosen(text, config, cluster))
+            wanted = databases_text(config, cluster, *chosen(text, config, cluster), tenants_of(config, cluster))
             if text != wanted:
                 _write(file_of(config, cluster), wanted)
                 written.append(cluster.name)
@@ -395,11 +427,15 @@ class Mark:
         return round(max(0.0, (self.ended or time.time()) - self.since), 3)
 
 
-def read_mark(config: Config, cluster: Cluster) -> Mark | None:
+def read_mark_file(path: Path) -> Mark | None:
     try:
-        return Mark(**json.loads(_read(mark_of(config, cluster))))
+        return Mark(**json.loads(_read(path)))
     except (ValueError, TypeError):
         return None
+
+
+def read_mark(config: Config, cluster: Cluster) -> Mark | None:
+    return read_mark_file(mark_of(config, cluster))
 
 
 def _write_mark(config: Config, cluster: Cluster, mark: Mark) -> None:
@@ -414,14 +450,16 @@ def settle(config: Config, cluster: Cluster, console: Console, writer: str, read
     """
     done: list[str] = []
     with locked(config, cluster):
-        wanted = databases_text(config, cluster, writer, reader)
+        tenants = tenants_of(config, cluster)
+        wanted = databases_text(config, cluster, writer, reader, tenants)
         path = file_of(config, cluster)
         changed = _read(path) != wanted
         if changed:
             _write(path, wanted)
             done.append(f"{cluster.database} -> {writer}, {cluster.reader} -> {reader}")
         shown = console.databases()
-        hosts = ((cluster.database, writer), (cluster.reader, reader))
+        names = (cluster.database, *tenants)
+        hosts = [pair for name in names for pair in ((name, writer), (f"{name}_ro", reader))]
         if changed or any(not _shows(shown.get(name), *target(config, cluster, host)) for name, host in hosts):
             console.run("RELOAD")
             done.append("reloaded")
@@ -430,7 +468,7 @@ def settle(config: Config, cluster: Cluster, console: Console, writer: str, read
         paused = shown.get(cluster.database, {}).get("paused") == "1"
         if mark and not mark.ended and (not paused or mark.leader != writer or time.time() > mark.until):
             if paused:
-                console.run(f"RESUME {cluster.database}")
+                _resume(config, console, names, shown)
             ended = Mark(mark.leader, mark.since, mark.until, time.time())
             _write_mark(config, cluster, ended)
             done.append(f"resumed after {ended.seconds:g} s")
@@ -453,11 +491,12 @@ def pause(config: Config, cluster: Cluster, console: Console, *, leader: str, ti
         now = time.time()
         mark = Mark(leader, now, now + timeout + hold)
         _write_mark(config, cluster, mark)
+        names = (cluster.database, *tenants_of(config, cluster))
         try:
-            console.run(f"PAUSE {cluster.database}", timeout)
+            _pause(console, names, timeout)
         except (TimeoutError, PgBouncerError) as error:
             with contextlib.suppress(PgBouncerError, TimeoutError):
-                console.run(f"RESUME {cluster.database}")
+                _resume(config, console, names, console.databases())
             _write_mark(config, cluster, Mark(leader, now, mark.until, time.time()))
             if isinstance(error, TimeoutError):
                 raise PgBouncerError(
@@ -470,14 +509,165 @@ def pause(config: Config, cluster: Cluster, console: Console, *, leader: str, ti
 def resume(config: Config, cluster: Cluster, console: Console) -> tuple[bool, Mark | None]:
     """End a pause of the writers' database: whether it still was paused, and how long it lasted if that is known."""
     with locked(config, cluster):
-        paused = console.databases().get(cluster.database, {}).get("paused") == "1"
+        shown = console.databases()
+        paused = shown.get(cluster.database, {}).get("paused") == "1"
         if paused:
-            console.run(f"RESUME {cluster.database}")
+            _resume(config, console, (cluster.database, *tenants_of(config, cluster)), shown)
         mark = read_mark(config, cluster)
         if mark and not mark.ended:
             mark = Mark(mark.leader, mark.since, mark.until, time.time())
             _write_mark(config, cluster, mark)
         return paused, mark
+
+
+def _pause(console: Console, names: Sequence[str], timeout: float) -> None:
+    """PAUSE one database after the other; raises TimeoutError when transactions last longer than `timeout` in all."""
+    deadline = time.monotonic() + timeout
+    for name in names:
+        console.run(f"PAUSE {name}", max(0.01, deadline - time.monotonic()))
+
+
+def _resume(config: Config, console: Console, names: Sequence[str], shown: Mapping[str, Mapping[str, str]]) -> None:
+    """RESUME those that are paused, except tenants that a move holds."""
+    for name in names:
+        held = read_mark_file(hold_of(config, name))
+        if shown.get(name, {}).get("paused") == "1" and (held is None or held.ended):
+            console.run(f"RESUME {name}")
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+
+def routes_of(config: Config, tenancy: Tenancy) -> Path:
+    return Path(config.state) / f"{tenancy.name}.routes.json"
+
+
+def hold_of(config: Config, database: str) -> Path:
+    return Path(config.state) / f"{database}.hold"
+
+
+def parse_routes(data: Any) -> dict[str, Route]:
+    """Routes by tenant; what is no route is left out."""
+    found = {}
+    for tenant, entry in (data if isinstance(data, dict) else {}).items():
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            found[str(tenant)] = Route(str(entry["shard"]), int(entry["revision"]))
+    return found
+
+
+def read_routes(config: Config, tenancy: Tenancy) -> dict[str, Route]:
+    """What is in force on this host."""
+    try:
+        return parse_routes(json.loads(_read(routes_of(config, tenancy))))
+    except ValueError:
+        return {}
+
+
+def registry_routes(config: Config, tenancy: Tenancy) -> dict[str, Route]:
+    """What the node agent last heard from the registry."""
+    try:
+        return parse_routes(json.loads(_read(Path(config.registry))).get(tenancy.name))
+    except (ValueError, AttributeError):
+        return {}
+
+
+def tenants_of(config: Config, cluster: Cluster) -> list[str]:
+    """Databases of the tenants that are in a cluster, as this host knows."""
+    return sorted(
+        database
+        for tenancy in config.tenancies.values()
+        if cluster.name in tenancy.shards.values()
+        for tenant, database in tenancy.tenants.items()
+        for route in [read_routes(config, tenancy).get(tenant)]
+        if route and tenancy.shards.get(route.shard) == cluster.name
+    )
+
+
+def newer(have: Mapping[str, Route], heard: Mapping[str, Route]) -> dict[str, Route]:
+    """Routes that were heard and are newer than those in force."""
+    return {name: one for name, one in heard.items() if name not in have or have[name].revision < one.revision}
+
+
+def adopt(config: Config, tenancy: Tenancy, heard: Mapping[str, Route] | None = None) -> list[str]:
+    """Put newer routes into force, by default those of the node agent; returns clusters that have more or fewer
+    tenants now, those with more first. The files of the clusters are written, PgBouncer has not read them.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(config, tenancy))
+        have = read_routes(config, tenancy)
+        changes = newer(have, registry_routes(config, tenancy) if heard is None else heard)
+        if not changes:
+            return []
+        gaining = {tenancy.shards.get(one.shard, "") for one in changes.values()}
+        losing = {tenancy.shards.get(have[name].shard, "") for name in changes if name in have} - gaining
+        affected = [config.clusters[name] for name in (*sorted(gaining), *sorted(losing)) if name in config.clusters]
+        # Whoever settles a cluster meanwhile would take a tenant out of one file that is not in the other yet.
+        for cluster in sorted(affected, key=lambda one: one.name):
+            stack.enter_context(locked(config, cluster))
+        routes = {name: one.__dict__ for name, one in sorted({**have, **changes}.items())}
+        _write(routes_of(config, tenancy), json.dumps(routes, indent=1) + "\n")
+        # PgBouncer throws out clients of a database that is in no file, and takes the last of two: two before none.
+        for cluster in affected:
+            writer, reader = chosen(_read(file_of(config, cluster)), config, cluster)
+            text = databases_text(config, cluster, writer, reader, tenants_of(config, cluster))
+            _write(file_of(config, cluster), text)
+        return [cluster.name for cluster in affected]
+
+
+def follow_tenants(config: Config, tenancy: Tenancy, console: Console) -> list[str]:
+    """Follow the registry, and end moves' holds whose time is up; says what it did."""
+    done = []
+    changed = adopt(config, tenancy)
+    if changed:
+        console.run("RELOAD")
+        done.append(f"other tenants in {', '.join(changed)}")
+    for database in tenancy.tenants.values():
+        mark = read_mark_file(hold_of(config, database))
+        if mark and not mark.ended and time.time() > mark.until:
+            seconds = release(config, console, database)
+            done.append(f"{database}: let go after {seconds:g} s, for nobody else did")
+    return done
+
+
+def hold(config: Config, console: Console, database: str, *, timeout: float, hold: float) -> Mark:
+    """Hold the clients of one tenant, writers and readers, at most `timeout` + `hold` seconds: returns once no
+    transaction runs. Raises PgBouncerError, with nobody held, when transactions last longer than `timeout`.
+    """
+    now = time.time()
+    mark = Mark("", now, now + timeout + hold)
+    _write(hold_of(config, database), json.dumps(mark.__dict__) + "\n")
+    try:
+        _pause(console, (database, f"{database}_ro"), timeout)
+    except (TimeoutError, PgBouncerError) as error:
+        with contextlib.suppress(PgBouncerError, TimeoutError):
+            release(config, console, database)
+        if isinstance(error, TimeoutError):
+            raise PgBouncerError(
+                f"{database}: transactions still ran after {timeout:g} s; nobody is held any more"
+            ) from error
+        raise
+    return mark
+
+
+def release(config: Config, console: Console, database: str) -> float:
+    """Let the clients of a tenant go on; returns the seconds that they were held, 0 if they were not."""
+    shown = console.databases()
+    for name in (database, f"{database}_ro"):
+        if shown.get(name, {}).get("paused") == "1":
+            console.run(f"RESUME {name}")
+    mark = read_mark_file(hold_of(config, database))
+    if mark is None:
+        return 0.0
+    if not mark.ended:
+        mark = Mark(mark.leader, mark.since, mark.until, time.time())
+        _write(hold_of(config, database), json.dumps(mark.__dict__) + "\n")
+    return mark.seconds
+
+
+def send(config: Config, console: Console, tenancy: Tenancy, tenant: str, route: Route) -> None:
+    """Point a tenant's database to another shard at once."""
+    if adopt(config, tenancy, {tenant: route}):
+        console.run("RELOAD")
 
 
 def renew(console: Console) -> None:
@@ -489,8 +679,9 @@ def renew(console: Console) -> None:
 def disconnect(config: Config, cluster: Cluster, console: Console) -> None:
     """Close the writers' connections: their sidecars find a host that can reach the leader."""
     with locked(config, cluster):
-        console.run(f"KILL {cluster.database}")
-        console.run(f"RESUME {cluster.database}")
+        for name in (cluster.database, *tenants_of(config, cluster)):
+            console.run(f"KILL {name}")
+            console.run(f"RESUME {name}")
 
 
 def restart_needed(settings: Mapping[str, str], running: list[dict[str, str]]) -> list[str]:

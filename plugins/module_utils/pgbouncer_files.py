@@ -32,11 +32,13 @@ class Options:
 
 
 def here(databases: Mapping[str, Mapping[str, Any]], host: str) -> dict[str, Mapping[str, Any]]:
-    """Clusters that have a member on a host; raises PgBouncerError when two of them offer the same database."""
+    """Clusters that a host's pooler offers: those with a member there, and all shards of a service whose own cluster
+    has one. Raises PgBouncerError when two of them offer the same database.
+    """
     found = {
         name: databases[name]
         for name in sorted(databases)
-        if any(member["host"] == host for member in databases[name]["members"])
+        if any(one["host"] == host for one in (*databases[name]["members"], *_sharding(databases[name])["poolers"]))
     }
     owners: dict[str, str] = {}
     for name, cluster in found.items():
@@ -45,6 +47,30 @@ def here(databases: Mapping[str, Mapping[str, Any]], host: str) -> dict[str, Map
                 raise PgBouncerError(f"host {host}: clusters {owners[database]} and {name} both offer {database}")
             owners[database] = name
     return found
+
+
+def _sharding(cluster: Mapping[str, Any]) -> Mapping[str, Any]:
+    return cluster.get("sharding") or {"poolers": []}
+
+
+def tenancies(databases: Mapping[str, Mapping[str, Any]], host: str) -> dict[str, Any]:
+    """Services whose tenants a host's pooler offers, by their own cluster: {tenants: database by tenant, shards:
+    cluster by shard}.
+    """
+    result = {}
+    for name, cluster in here(databases, host).items():
+        sharding = _sharding(cluster)
+        if sharding.get("home") == name and any(one["host"] == host for one in sharding["poolers"]):
+            result[name] = {
+                "tenants": {tenant: one["database"] for tenant, one in sharding["tenants"].items()},
+                "shards": {shard: one["cluster"] for shard, one in sharding["shards"].items()},
+            }
+    return result
+
+
+def user_connections(cluster: Mapping[str, Any]) -> int:
+    """Server connections of one pooler for the role of a service with shards, all its tenants and shards together."""
+    return 2 * (int(cluster["pool"]["size"]) + int(cluster["pool"]["reserve"]))
 
 
 def clusters(databases: Mapping[str, Mapping[str, Any]], host: str, options: Options) -> dict[str, Any]:
@@ -76,6 +102,7 @@ def clusters(databases: Mapping[str, Mapping[str, Any]], host: str, options: Opt
         "state": options.state,
         "tls": options.tls,
         "clusters": result,
+        **({"tenancies": tenancies(databases, host)} if tenancies(databases, host) else {}),
     }
 
 
@@ -137,6 +164,10 @@ def ini(databases: Mapping[str, Mapping[str, Any]], host: str, options: Options)
     lines += [f"%include {options.state}/{name}.ini" for name in here(databases, host)]
     lines += ["", "[pgbouncer]"]
     lines += [f"{name} = {value}" for name, value in settings(databases, host, options).items()]
+    # A database for each tenant has a pool of its own: what all of them open is bounded by their role.
+    limits = {str(one["role"]): user_connections(one) for one in here(databases, host).values() if one.get("sharding")}
+    if limits:
+        lines += ["", "[users]", *(f"{role} = max_user_connections={limit}" for role, limit in limits.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -146,9 +177,11 @@ def hba(databases: Mapping[str, Mapping[str, Any]], host: str) -> str:
     For changes the console needs no line: who runs PgBouncer may use it as user `pgbouncer`.
     """
     lines = ["# Managed by causeway.platform, role pgbouncer.", f"local pgbouncer {STATS_USER} scram-sha-256"]
+    offered = tenancies(databases, host)
     for cluster in here(databases, host).values():
-        name = cluster["database"]
-        lines.append(f"local {name},{name}_ro {name} scram-sha-256")
+        tenants = offered.get(cluster["name"], {}).get("tenants", {}) if offered else {}
+        for name in (cluster["database"], *tenants.values()):
+            lines.append(f"local {name},{name}_ro {cluster.get('role') or name} scram-sha-256")
     return "\n".join(lines) + "\n"
 
 

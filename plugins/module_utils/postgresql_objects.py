@@ -192,14 +192,16 @@ def scram_verifier(password: str, salt: bytes = b"", iterations: int = 4096) -> 
     return f"SCRAM-SHA-256${iterations}:{texts[0]}${texts[1]}:{texts[2]}"
 
 
-def has_password(verifier: str | None, password: str) -> bool:
-    """Whether a stored verifier belongs to the password."""
+def has_password(verifier: str | None, password: str, wanted: bytes = b"") -> bool:
+    """Whether a stored verifier belongs to the password, and has the salt that is wanted, if any is."""
     found = SCRAM.match(verifier or "")
     if not found:
         return False
     try:
         salt = base64.b64decode(found[2])
     except ValueError:
+        return False
+    if wanted and salt != wanted:
         return False
     return hmac.compare_digest(scram_verifier(password, salt, int(found[1])), verifier or "")
 
@@ -219,6 +221,16 @@ def check_names(names: Iterable[str]) -> None:
                 f"'{name}' is not a name here: lower-case letters, digits, dashes and underscores, not a digit first, "
                 f"at most 63"
             )
+
+
+def _salt(role: str, text: str) -> bytes:
+    try:
+        salt = bytes.fromhex(text)
+    except ValueError:
+        salt = b"?"
+    if salt and len(salt) != 16:
+        raise PostgresqlError(f"role {role}: the salt is not 32 hexadecimal digits")
+    return salt
 
 
 def plan_server(
@@ -242,8 +254,9 @@ def plan_server(
                     Step(f"alter role {name} {' '.join(missing)}", f"ALTER ROLE {quote(name)} {' '.join(missing)};")
                 )
         password = role.get("password")
-        if password and not has_password((have or {}).get("password"), str(password)):
-            sql = f"ALTER ROLE {quote(name)} PASSWORD {literal(scram_verifier(str(password)))};"
+        salt = _salt(name, str(role.get("salt") or ""))
+        if password and not has_password((have or {}).get("password"), str(password), salt):
+            sql = f"ALTER ROLE {quote(name)} PASSWORD {literal(scram_verifier(str(password), salt))};"
             steps.append(Step(f"set the password of {name}", sql))
         for group in role.get("member_of") or []:
             if group not in (have or {}).get("member_of", []):

@@ -151,11 +151,17 @@ def database_environment(instance: Instance, options: Options) -> dict[str, str]
     if not database:
         return {}
     writer, reader = DATABASE_PORTS
+    sharding = database.get("sharding") or {}
+    tenants = {
+        "PGDATABASE_TENANT": f"{database['database']}_{{tenant}}",
+        "TENANTS": ",".join(sorted(sharding.get("tenants") or {})),
+    }
     return {
+        **(tenants if sharding else {}),
         "PGHOST": f"{network_of(instance.service, options)}.1",
         "PGPORT": str(writer),
         "PGDATABASE": str(database["database"]),
-        "PGUSER": str(database["database"]),
+        "PGUSER": str(database.get("role") or database["database"]),
         "PGPORT_READER": str(reader),
         "PGDATABASE_READER": f"{database['database']}_ro",
         "PGSSLMODE": "disable",
@@ -174,7 +180,7 @@ def passfile(instance: Instance, options: Options) -> str:
         raise QuadletError(
             f"services.{instance.name}.database: its password derives from causeway_secrets.database, which is empty"
         )
-    user = str(database["database"])
+    user = str(database.get("role") or database["database"])
     word = database_password(options.database_secret, str(database["name"]), user)
     return f"*:*:*:{user}:{word}\n"
 

@@ -60,6 +60,12 @@ options:
       password:
         description: Password.
         type: str
+      salt:
+        description:
+          - Salt of the password's verifier, 32 hexadecimal digits; by default one at random. Servers between which a
+            pooler sends the same session need the same verifier, for the pooler knows no more than that.
+        type: str
+        default: ""
       attributes:
         description: What it may do at least.
         type: list
@@ -188,6 +194,7 @@ def main() -> None:
                 "options": {
                     "name": {"type": "str", "required": True},
                     "password": {"type": "str", "no_log": True},
+                    "salt": {"type": "str", "default": "", "no_log": False},
                     "attributes": {
                         "type": "list",
                         "elements": "str",

@@ -235,14 +235,29 @@ class Ledger:
         writers: int = 4,
         interval: float = 0.05,
         limit: float = 5.0,
+        database: str = "",
     ) -> None:
+        """``database``: another than the service's own, such as a tenant's."""
         self.platform, self.run, self.host = platform, run, instance["host"]
         self.path = folder / f"ledger-{run}.jsonl"
         self.log = Log()
         container = f"{instance['service']}-{instance['slot']}"
         self.source = CLIENT.read_bytes()
         arguments = [f"--run={run}", f"--writers={writers}", f"--interval={interval}", f"--limit={limit}"]
-        remote = ["podman", "exec", "-i", container, "python3", "-u", "-c", LOADER, str(len(self.source)), *arguments]
+        given = [f"--env=PGDATABASE={database}"] if database else []
+        remote = [
+            "podman",
+            "exec",
+            "-i",
+            *given,
+            container,
+            "python3",
+            "-u",
+            "-c",
+            LOADER,
+            str(len(self.source)),
+            *arguments,
+        ]
         config = str(platform.state / "ssh" / "config")
         self.argv = ["ssh", "-F", config, "-o", "ServerAliveInterval=5", self.host, shlex.join(remote)]
         self.ready = threading.Event()

@@ -21,31 +21,43 @@ class HbaError(Exception):
 def lines(cluster: Mapping[str, Any]) -> list[str]:
     """Lines of pg_hba.conf in their order; what none of them names is refused by PostgreSQL.
 
-    cluster: an entry of causeway_databases; read are ``database`` and ``members`` ({host, address}). Over the network
-    only members come in, for the poolers run there; migrations run on the leader. The superuser comes through the unix
-    socket only, as the system's user of the same name.
+    cluster: an entry of causeway_databases; read are ``database``, ``role``, ``sharding`` and ``members`` ({host,
+    address}). Over the network only members come in, for the poolers run there; migrations run on the leader. With
+    shards also the poolers of the service's own cluster, and members of the other shards. The superuser comes through
+    the unix socket only, as the system's user of the same name.
     """
     name = str(cluster.get("database") or "")
     if not name:
         raise HbaError("the key database is missing: the name of the application's database")
+    role, sharding = str(cluster.get("role") or name), cluster.get("sharding") or {}
     members = _addresses(entry.get("address") for entry in cluster.get("members") or [])
     if not members:
         raise HbaError("the key members is missing: without members nobody could replicate")
-    owner = f"{name}_owner"
+    # Tenants' databases come and go without new lines: which of them a role may enter, privileges say.
+    database = f'"/^{role}(_[a-z0-9_]+)?$"' if sharding else name
+    users = f"{role},{role}_owner,pgbouncer"
     result = [
         _line("local", "all", "postgres", "", "peer"),
         _line("local", "replication", "postgres", "", "peer"),
         _line("local", "replication", "replicator", "", "scram-sha-256"),
         _line("local", "postgres", "rewind", "", "scram-sha-256"),
-        _line("local", name, f"{name},{owner},pgbouncer", "", "scram-sha-256"),
+        _line("local", database, users, "", "scram-sha-256"),
         _line("local", "all", "monitor", "", "scram-sha-256"),
     ]
     for address in dict.fromkeys([LOCAL, *members]):
         result += [
             _line("hostssl", "replication", "replicator", address, _REMOTE),
             _line("hostssl", "postgres", "rewind", address, _REMOTE),
-            _line("hostssl", name, f"{name},{owner},pgbouncer", address, _REMOTE),
+            _line("hostssl", database, users, address, _REMOTE),
         ]
+    if sharding:
+        inside = {LOCAL, *members}
+        poolers = _addresses(entry["address"] for entry in sharding["poolers"])
+        result += [_line("hostssl", database, users, one, _REMOTE) for one in poolers if one not in inside]
+        # Other shards: they copy tenants that move, and read across.
+        others = f"{role}_mover,{role}_across"
+        for one in dict.fromkeys([LOCAL, *members, *_addresses(entry["address"] for entry in sharding["peers"])]):
+            result.append(_line("hostssl", database, others, one, _REMOTE))
     result.append(_line("hostssl", "all", "monitor", LOCAL, _REMOTE))
     return result
 

@@ -53,13 +53,15 @@ def size_text(size: float) -> str:
     return f"{count}kB"
 
 
-def connections(pool: Mapping[str, Any], members: int) -> int:
+def connections(pool: Mapping[str, Any], members: int, poolers: int = 0) -> int:
     """max_connections of a cluster.
 
     Each member's pooler may fill one pool to the leader, wherever that is, and one more to its own member for readers;
-    ``reserve`` adds to each. At least three members are counted: a new one then needs no restart.
+    ``reserve`` adds to each. At least three members are counted: a new one then needs no restart. With shards, each of
+    ``poolers`` may open as many as two pools hold (pgbouncer_files.user_connections), all to one leader.
     """
-    largest = (max(members, 3) + 1) * (int(pool["size"]) + int(pool["reserve"]))
+    pools = max(max(members, 3) + 1, 2 * max(poolers, 3) if poolers else 0)
+    largest = pools * (int(pool["size"]) + int(pool["reserve"]))
     return math.ceil((largest + OTHER_CONNECTIONS) / 10) * 10
 
 
@@ -180,7 +182,8 @@ def parameters(
     win.
     """
     names = cluster["extensions"]
-    limit = connections(cluster["pool"], len(cluster["members"]))
+    poolers = len((cluster.get("sharding") or {}).get("poolers") or [])
+    limit = connections(cluster["pool"], len(cluster["members"]), poolers)
     derived = tuning(memory, cpus, limit, disk=disk, clusters=clusters, space=space)
     # Subscribers, launchers and the extensions' own workers come on top of those of queries.
     workers = int(_workers(most_cpus or cpus)["max_worker_processes"]) + 4 + len(extensions.libraries(names))

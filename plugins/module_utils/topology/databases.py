@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.causeway.platform.plugins.module_utils.postgresql import extensions, parameters
+from ansible_collections.causeway.platform.plugins.module_utils.topology import shards
 from ansible_collections.causeway.platform.plugins.module_utils.topology.placement import Site, place
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import choices, show, suggest
 from ansible_collections.causeway.platform.plugins.module_utils.topology.units import parse_size
@@ -56,17 +57,20 @@ def build_database(data: dict[str, Any] | None, service: str) -> dict[str, Any]:
             "retention": {"full": retention.get("full", 2), "differential": retention.get("differential", 7)},
             "checks": [query.strip() for query in backup.get("checks") or [] if query],
         },
+        "shards": shards.build_shards(data.get("shards")),
+        "tenants": shards.build_tenants(data.get("tenants")),
     }
 
 
-def sites(topology: Topology, service: Service) -> list[Site]:
-    """Hosts that may hold a member of a service's database."""
+def sites(topology: Topology, service: Service, region: str = "") -> list[Site]:
+    """Hosts that may hold a member of a service's database; with a region, of a shard that is there."""
     placement = service.spec["database"]["placement"]
     return [
         Site(host.name, host.zone, host.region)
         for host in topology.with_component("database")
         if (not placement["regions"] or host.region in placement["regions"])
         and (not placement["zones"] or host.zone in placement["zones"])
+        and (not region or host.region == region)
     ]
 
 
@@ -74,7 +78,16 @@ def settle(topology: Topology, service: Service) -> None:
     """Fills in the number of members that the file leaves open."""
     database = service.spec["database"]
     if database and not database["members"]:
-        database["members"] = min(DEFAULT_MEMBERS, len(sites(topology, service)))
+        database["members"] = min(DEFAULT_MEMBERS, *(len(found) for found in _shard_sites(topology, service).values()))
+
+
+def _shard_sites(topology: Topology, service: Service) -> dict[str, list[Site]]:
+    """Hosts that may hold a member, by shard; without shards under an empty name."""
+    named = service.spec["database"]["shards"].get("named") or {"": {"region": ""}}
+    known = {region.name for region in topology.regions}  # another one is reported where it stands
+    return {
+        name: sites(topology, service, one["region"] if one["region"] in known else "") for name, one in named.items()
+    }
 
 
 def with_database(topology: Topology) -> list[Service]:
@@ -92,6 +105,7 @@ def check_database(topology: Topology, service: Service) -> None:
     _check_extensions(service, data)
     _check_settings(service, data)
     _check_backup(service, data)
+    shards.check_shards(topology, service, data)
 
 
 def _check_name(service: Service) -> None:
@@ -112,7 +126,7 @@ def _check_members(topology: Topology, service: Service, data: dict[str, Any]) -
                 report((*path, "placement", kind, number), text, show(name), choices(known))
     if "database" in topology.doubtful or service.document.refused(*path, "placement"):
         return
-    fitting = len(sites(topology, service))
+    fitting = min(len(found) for found in _shard_sites(topology, service).values())
     if not topology.with_component("database"):
         report(path, "no host for it", None, "one or more hosts with the component database in platform.yml")
     elif not fitting:
@@ -164,13 +178,20 @@ def check_databases(topology: Topology) -> None:
     databases = with_database(topology)
     for service in databases:
         name = service.spec["database"]["name"]
-        mine = (name, f"{name}_ro", f"{name}_owner")
-        taken = next((owners[one] for one in mine if one in owners), "")
-        if taken:
-            may = f"a name of its own: service {taken} has it, or its _ro or _owner, on the same poolers"
-            service.document.report(("database", "name"), "duplicate database name", show(name), may)
-        for one in mine:
-            owners.setdefault(one, service.name)
+        for path, one in [(("database", "name"), name), *shards.names_of(service)]:
+            mine = (one, f"{one}_ro", f"{one}_owner")
+            taken = next((owners[other] for other in mine if other in owners), "")
+            if taken:
+                may = f"a name of its own: service {taken} has it, or its _ro or _owner, on the same poolers"
+                service.document.report(path, "duplicate database name", show(one), may)
+            for taken in mine:
+                owners.setdefault(taken, service.name)
+        groups = {other.replace("-", "_") for other in topology.services}
+        for shard, entry in (service.spec["database"]["shards"].get("named") or {}).items():
+            cluster = shards.cluster_of(service.name, shard, entry["number"])
+            if entry["number"] != 1 and cluster.replace("-", "_") in groups:
+                may = f"another name: its cluster {cluster} would be called like a service"
+                service.document.report(("database", "shards"), "duplicate cluster name", show(shard), may)
     if databases and "backup" not in topology.doubtful:
         hosts = topology.with_component("backup")
         if len(hosts) != 1:
@@ -190,30 +211,55 @@ def derive(topology: Topology, services: dict[str, Any], hosts: dict[str, dict[s
     for name, spec in services.items():
         if not spec["database"]:
             continue
-        database, service = spec["database"], topology.services[name]
-        chosen = place(f"{name}/database", database["members"], 1, sites(topology, service))
-        members = {site.host for site, _slot in chosen}
-        clients = {instance["host"] for instance in spec["instances"]["placed"]}
-        result[name] = {
-            "name": name,
-            "service": name,
-            "database": database["name"],
-            "index": spec["index"],
-            "port": POSTGRESQL_PORT + PORT_STEP * spec["index"],
-            "rest_port": REST_PORT + PORT_STEP * spec["index"],
-            "exporter_port": EXPORTER_PORT + PORT_STEP * spec["index"],
-            "members": [
-                {"host": host, **{key: entry[key] for key in ("address", "zone", "region")}}
-                for host, entry in hosts.items()
-                if host in members
-            ],
-            "synchronous": synchronous(len(members)),
-            **{key: database[key] for key in ("strict", "max_lag", "extensions", "pool", "settings", "backup")},
-            "clients": [
-                {"host": host, "address": entry["address"]} for host, entry in hosts.items() if host in clients
-            ],
-        }
+        service = topology.services[name]
+        members = {shard: _members(topology, service, shard, hosts) for shard in _shard_sites(topology, service)}
+        sharded = shards.describe(service, members) if spec["database"]["shards"] else {}
+        for shard, chosen in members.items():
+            one = _cluster(service, shard, chosen, hosts)
+            one["sharding"] = {"shard": shard, **sharded} if sharded else {}
+            result[one["name"]] = one
     return result
+
+
+def _members(
+    topology: Topology, service: Service, shard: str, hosts: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    database = service.spec["database"]
+    # The first shard's members are those that the service had without shards.
+    number = database["shards"]["named"][shard]["number"] if shard else 1
+    key = f"{service.name}/database" if number == 1 else f"{service.name}/database/{shard}"
+    fitting = _shard_sites(topology, service)[shard]
+    chosen = {site.host for site, _slot in place(key, database["members"], 1, fitting)}
+    return [
+        {"host": host, **{key: entry[key] for key in ("address", "zone", "region")}}
+        for host, entry in hosts.items()
+        if host in chosen
+    ]
+
+
+def _cluster(
+    service: Service, shard: str, members: list[dict[str, Any]], hosts: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    spec = service.spec
+    database = spec["database"]
+    number = database["shards"]["named"][shard]["number"] if shard else 1
+    # Ports in steps of ten: one for each shard of a service.
+    offset = PORT_STEP * spec["index"] + number - 1
+    clients = {instance["host"] for instance in spec["instances"]["placed"]}
+    return {
+        "name": shards.cluster_of(service.name, shard, number),
+        "service": service.name,
+        "database": database["name"] if number == 1 else shards.database_of(database["name"], shard),
+        "role": database["name"],
+        "index": spec["index"],
+        "port": POSTGRESQL_PORT + offset,
+        "rest_port": REST_PORT + offset,
+        "exporter_port": EXPORTER_PORT + offset,
+        "members": members,
+        "synchronous": synchronous(len(members)),
+        **{key: database[key] for key in ("strict", "max_lag", "extensions", "pool", "settings", "backup")},
+        "clients": [{"host": host, "address": entry["address"]} for host, entry in hosts.items() if host in clients],
+    }
 
 
 def advice(topology: Topology) -> list[str]:

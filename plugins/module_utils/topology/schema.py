@@ -423,6 +423,49 @@ _PLACEMENT = _map(
         "zones": {"type": "array", "items": _NAME, "uniqueItems": True},
     }
 )
+MAX_SHARDS = 10  # each takes one of the ten ports of its service
+_TENANT_NAME = r"^[a-z][a-z0-9_]{0,29}\Z"
+_TENANT_TEXT = "a tenant's name: lower-case letters, digits and _, first a letter, at most 30"
+_SHARDS = {
+    **_map(
+        {
+            "by": {"enum": ["tenant", "region"]},
+            "count": _whole(1, MAX_SHARDS),
+            "named": {
+                **_named(
+                    r"^[a-z](?:[a-z0-9-]{0,18}[a-z0-9])?\Z",
+                    "a shard's name: lower-case letters, digits and dashes, first a letter, at most 20",
+                    {
+                        **_map({"weight": _real(0, 1000), "region": _NAME, "number": _whole(1, MAX_SHARDS)}),
+                        "type": ["object", "null"],
+                        "allowed": "a mapping with weight, region and number; {} for every default",
+                    },
+                ),
+                "minProperties": 1,
+                "maxProperties": MAX_SHARDS,
+            },
+            "read_across": {
+                "type": "array",
+                "items": _text(r"^[a-z_][a-z0-9_]{0,62}\Z", "the name of a table in schema public"),
+                "uniqueItems": True,
+            },
+        }
+    ),
+    "type": ["integer", "object"],
+    "minimum": 1,
+    "maximum": MAX_SHARDS,
+    "allowed": f"a number of shards, 1 to {MAX_SHARDS}, or a mapping with by, count, named and read_across",
+}
+_TENANTS = {
+    "type": "array",
+    "maxItems": 2000,
+    "items": {
+        **_map({"name": _text(_TENANT_NAME, _TENANT_TEXT), "shard": _NAME, "region": _NAME}, ("name",)),
+        "pattern": _TENANT_NAME,
+        "type": ["string", "object"],
+        "allowed": f"{_TENANT_TEXT}; or a mapping with name, shard and region",
+    },
+}
 _DATABASE = {
     **_map(
         {
@@ -470,6 +513,8 @@ _DATABASE = {
                     },
                 }
             ),
+            "shards": _SHARDS,
+            "tenants": _TENANTS,
         }
     ),
     "type": ["object", "null"],
@@ -728,7 +773,7 @@ def _explain(document: Document, error: Any, path: tuple[Any, ...]) -> Iterator[
     elif rule == "uniqueItems":
         twice = [item for number, item in enumerate(value) if item in value[:number]]
         yield problem(path, "given twice", show(twice[0]), "each value once"), None
-    elif rule in ("minProperties", "minItems", "maxItems"):
+    elif rule in ("minProperties", "maxProperties", "minItems", "maxItems"):
         yield problem(path, "wrong number of entries", str(len(value)), f"{rule[:3]}imum {error.validator_value}"), None
     else:
         yield problem(path, "not valid", None if secret else show(value), allowed), path

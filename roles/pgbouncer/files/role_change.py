@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -24,7 +25,7 @@ PATIENCE = 20.0  # seconds: Patroni ends a callback that still runs when the nex
 PERIOD = 1.0
 
 
-def say(cluster: pgbouncer.Cluster, lines: Sequence[str]) -> None:
+def say(cluster: pgbouncer.Cluster | pgbouncer.Tenancy, lines: Sequence[str]) -> None:
     for line in lines:
         print(f"{cluster.name}: {line}", flush=True)
 
@@ -62,11 +63,22 @@ def step(
     """One look at one cluster, and what follows from it."""
     console = pgbouncer.console_of(config)
     now = current(config, cluster)
-    writer, reader, cut_off = follower.decide(patroni.look(cluster, now[0]), *now)
+    view = patroni.look(cluster, now[0])
+    if config.host in cluster.members:
+        writer, reader, cut_off = follower.decide(view, *now)
+    else:
+        # A shard on other hosts: its leader serves readers too.
+        writer = view.leader or now[0]
+        reader, cut_off = writer, False
     say(cluster, pgbouncer.settle(config, cluster, console, writer, reader))
     if cut_off:
         pgbouncer.disconnect(config, cluster, console)
         say(cluster, ["no other member can be reached: closed the writers' connections"])
+
+
+def tenants(config: pgbouncer.Config, tenancy: pgbouncer.Tenancy) -> None:
+    """One look at where tenants are."""
+    say(tenancy, pgbouncer.follow_tenants(config, tenancy, pgbouncer.console_of(config)))
 
 
 def follow(path: str = pgbouncer.CONFIG) -> None:
@@ -80,15 +92,23 @@ def follow(path: str = pgbouncer.CONFIG) -> None:
         if config is None or patroni is None or changed != stamp:
             config, stamp = pgbouncer.load_config(path), changed
             patroni = pgbouncer.Patroni(config)
-        for name, cluster in config.clusters.items():
+        jobs: list[tuple[pgbouncer.Cluster | pgbouncer.Tenancy, Callable[[], None]]] = [
+            *((one, partial(tenants, config, one)) for one in config.tenancies.values()),
+            *(
+                (one, partial(step, config, one, followers.setdefault(name, pgbouncer.Follower(config.host)), patroni))
+                for name, one in config.clusters.items()
+            ),
+        ]
+        for subject, job in jobs:
+            key = f"{type(subject).__name__} {subject.name}"
             try:
-                step(config, cluster, followers.setdefault(name, pgbouncer.Follower(config.host)), patroni)
-                failures.pop(name, None)
+                job()
+                failures.pop(key, None)
             except (pgbouncer.PgBouncerError, OSError) as error:
                 # Said once, not every second.
-                if failures.get(name) != str(error):
-                    say(cluster, [str(error)])
-                failures[name] = str(error)
+                if failures.get(key) != str(error):
+                    say(subject, [str(error)])
+                failures[key] = str(error)
         time.sleep(max(0.1, PERIOD - (time.monotonic() - started)))
 
 

@@ -55,6 +55,8 @@ def test_an_empty_mapping_is_a_complete_database(described):
             "retention": {"full": 2, "differential": 7},
             "checks": [],
         },
+        "shards": {},
+        "tenants": {},
     }
     files = described()
     files.text("orders", yaml.safe_dump(files.data["orders"]).replace("database: {}", "database:"))
@@ -73,6 +75,8 @@ def test_the_cluster_of_a_database(described):
             "name": "orders",
             "service": "orders",
             "database": "orders",
+            "role": "orders",
+            "sharding": {},
             "index": 11,
             "port": 15110,
             "rest_port": 17110,

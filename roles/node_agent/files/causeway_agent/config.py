@@ -57,6 +57,7 @@ class AgentConfig:
     grace: float = 10.0
     metrics: MetricsSettings | None = None
     file_sd: Path | None = None
+    tenants: Path | None = None
     tls_directory: Path = Path("/etc/causeway/tls")
     log_level: str = "info"
 
@@ -173,6 +174,7 @@ def load_agent(path: Path) -> AgentConfig:
             allowed=tuple(_get(inside, section, "allowed", list)),
         )
     file_sd = _get(where, data, "file_sd", str, "")
+    tenants = _get(where, data, "tenants", str, "")
     return AgentConfig(
         platform=_name(where, data, "platform"),
         host=_name(where, data, "host", re.compile(r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")),
@@ -183,6 +185,7 @@ def load_agent(path: Path) -> AgentConfig:
         grace=_number(where, data, "grace", 10, 0, 3600),
         metrics=metrics,
         file_sd=Path(file_sd) if file_sd else None,
+        tenants=Path(tenants) if tenants else None,
         directory=Path(_get(where, data, "directory", str, str(path.parent))),
         runtime_directory=Path(os.environ.get("RUNTIME_DIRECTORY", "/run/causeway-agent")),
         state_directory=Path(os.environ.get("STATE_DIRECTORY", "/var/lib/causeway-agent")),

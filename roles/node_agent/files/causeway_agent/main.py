@@ -31,7 +31,7 @@ from causeway_agent.proxies import ProxyWorker
 from causeway_agent.publisher import Publisher
 from causeway_agent.registry import ClientSource
 from causeway_agent.runtime import Log, atomic_write, canonical, notify, utc_now
-from causeway_agent.view import Change, RegistryState, file_sd
+from causeway_agent.view import Change, RegistryState, Tenants, file_sd
 
 TICK = 0.25
 STATE_EVERY = 1.0
@@ -70,6 +70,7 @@ class Agent:
         self.mirror = Mirror(self._source, config.prefix, self._snapshot, self._changes, self._lost, log, self.metrics)
         self._state_file = config.state_directory / "registry.json"
         self.state = RegistryState(grace=config.grace, harmless=config.lease_ttl)
+        self.tenants = Tenants()
         self._saved, self._save_due = "", 0.0
         self._retained: set[str] = set()
         self._certificates_due = 0.0
@@ -276,6 +277,9 @@ class Agent:
     def _snapshot(self, changes: list[Change], revision: int) -> None:
         with self._lock:
             self.state.snapshot(changes, revision, time.monotonic())
+            self.tenants = Tenants()
+            self.tenants.apply(changes)
+            self._write_tenants()
             self._refresh()
 
     def _changes(self, changes: list[Change], revision: int) -> None:
@@ -285,6 +289,8 @@ class Agent:
             relevant = [
                 c for c in changes if c.key.partition("/")[0] in ("services", "drains", "traffic", "agents", "targets")
             ]
+            if self.tenants.apply(changes):
+                self._write_tenants()
             if relevant:
                 self.state.apply(relevant, time.monotonic())
                 self._refresh()
@@ -307,6 +313,17 @@ class Agent:
             self.state.rejected.clear()
         if self.config.file_sd is not None and self.state.known:
             self._write_file_sd(self.config.file_sd)
+
+    def _write_tenants(self) -> None:
+        """Tell the pooler of this host where tenants are. Called with the lock held."""
+        if self.config.tenants is None:
+            return
+        content = canonical(self.tenants.places).encode() + b"\n"
+        try:
+            if not self.config.tenants.exists() or self.config.tenants.read_bytes() != content:
+                atomic_write(self.config.tenants, content)
+        except OSError as error:
+            self.log.error("tenants_write_failed", path=str(self.config.tenants), error=error.strerror)
 
     def _write_file_sd(self, directory: Path) -> None:
         wanted = file_sd(self.state.targets)

@@ -57,6 +57,33 @@ class ProxyView:
 
 
 @dataclass
+class Tenants:
+    """Where tenants of databases with shards are (docs/sharding.md): {<service>: {<tenant>: {shard, revision}}}."""
+
+    places: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def apply(self, changes: Iterable[Change]) -> bool:
+        """Take up changes; whether any of them was about tenants. A value that is none leaves the last one in force."""
+        seen = False
+        for change in changes:
+            kind, _slash, path = change.key.partition("/")
+            service, slash, tenant = path.partition("/")
+            if kind != "tenants" or not slash:
+                continue
+            seen = True
+            if change.value is None:
+                self.places.get(service, {}).pop(tenant, None)
+                continue
+            try:
+                shard = json.loads(change.value)["shard"]
+            except (ValueError, TypeError, KeyError):
+                continue
+            if isinstance(shard, str):
+                self.places.setdefault(service, {})[tenant] = {"shard": shard, "revision": change.revision}
+        return seen
+
+
+@dataclass
 class Lost:
     entry: dict[str, Any]
     since: float

@@ -118,11 +118,11 @@ def views(columns: Sequence[Sequence[str]], tenants: Sequence[Tenant], owner: st
                 kinds.setdefault(column, kind)
         parts = []
         for tenant in tenants:
-            shape = by_schema.get(_name(tenant.name))
-            if shape is None:
+            own = by_schema.get(_name(tenant.name))
+            if own is None:
                 continue
             chosen = [
-                f"{quote(name)}::{kind}" + f" AS {quote(name)}" if name in shape else f"NULL::{kind} AS {quote(name)}"
+                f"{quote(name)}::{kind}" + f" AS {quote(name)}" if name in own else f"NULL::{kind} AS {quote(name)}"
                 for name, kind in kinds.items()
             ]
             listed = ", ".join([f"{literal(tenant.name)}::text AS tenant", *chosen])

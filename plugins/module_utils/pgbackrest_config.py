@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# Archiving asks again anyway: with the default, a minute each time, a standby waits three minutes for each file that it
+# asks for while one of the repositories is away, and the others get their log late.
+REPOSITORY_AWAY = "io-timeout=10"
 PG_LIMIT = 8  # https://pgbackrest.org/2.55/configuration.html: pg1 to pg8
 KINDS = {
     "full": "Full backup",
@@ -254,13 +257,13 @@ def configuration(clusters: Mapping[str, Any], settings: Settings) -> str:
     """``pgbackrest.conf`` of a host."""
     own = clusters if settings.is_repository else on_host(clusters, settings.host)
     # An archiver that waits for the repository holds up the end of its PostgreSQL: it asks again instead.
-    push = [f"process-max={min(settings.process_max, 2)}", "archive-timeout=10"]
+    push = [f"process-max={min(settings.process_max, 2)}", "archive-timeout=10", REPOSITORY_AWAY]
     if settings.queue_max:
         push.append(f"archive-push-queue-max={settings.queue_max}")
     sections: dict[str, list[str]] = {
         "global": _global(clusters, settings),
         "global:archive-push": push,
-        "global:archive-get": [f"process-max={min(settings.process_max, 2)}"],
+        "global:archive-get": [f"process-max={min(settings.process_max, 2)}", REPOSITORY_AWAY],
         **{name: _stanza(name, own[name], settings) for name in sorted(own)},
     }
     text = "# Managed by role causeway.platform.backup.\n"

@@ -18,8 +18,6 @@ from typing import Any
 from ledger import DIGEST, Cluster, Ledger, digest, instances, judge
 from running import ROOT, Drill, Row, why
 
-from ansible_collections.causeway.platform.plugins.module_utils import sharding
-
 BALLAST = """
 CREATE TABLE IF NOT EXISTS drill_ballast (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL, customer text NOT NULL,
@@ -115,6 +113,9 @@ def move(drill: Drill) -> None:
 
 def plan(drill: Drill) -> None:
     """One more shard: who would move."""
+    sys.path.insert(0, str(ROOT / ".cache" / "collections"))
+    from ansible_collections.causeway.platform.plugins.module_utils import sharding
+
     options = drill.options
     own = Tenant(drill).sharding
     places = drill.platform.registry("registry_tenants", service=options.service)["tenants"]

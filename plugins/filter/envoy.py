@@ -65,6 +65,18 @@ def envoy_database(
     return _call(lambda: proxies.database(host, platform, Settings.parse(settings)))
 
 
+def envoy_object_storage(
+    storage_hosts: list[dict[str, Any]],
+    host: str,
+    domain: str,
+    *,
+    hosts: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    platform = proxies.Platform(domain, hosts, {})
+    return _call(lambda: proxies.object_storage(host, platform, storage_hosts, Settings.parse(settings)))
+
+
 def envoy_files(documents: Mapping[str, Any]) -> dict[str, Any]:
     return proxies.files(documents)
 
@@ -89,6 +101,7 @@ class FilterModule:
             "envoy_gateway": envoy_gateway,
             "envoy_sidecars": envoy_sidecars,
             "envoy_database": envoy_database,
+            "envoy_object_storage": envoy_object_storage,
             "envoy_files": envoy_files,
             "envoy_agent_files": envoy_agent_files,
             "vrrp_instance": vrrp_instance,

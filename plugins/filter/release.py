@@ -31,7 +31,8 @@ def release_rolling_plan(
     try:
         return rolling_run(service, version, known or {}, identifier).as_dict()
     except ReleaseError as error:
-        raise AnsibleFilterError(str(error)) from error
+        # A task says it in one sentence; an exception would come wrapped in the engine's own words.
+        return {"problem": str(error)}
 
 
 def release_sides(

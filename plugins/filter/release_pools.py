@@ -20,7 +20,8 @@ def release_pool_plan(
     try:
         return release_pools.pool_plan(service, str(version), strategy, known, identifier=identifier).as_dict()
     except ReleaseError as error:
-        raise AnsibleFilterError(str(error)) from error
+        # A task says it in one sentence; an exception would come wrapped in the engine's own words.
+        return {"problem": str(error)}
 
 
 def release_decide(

@@ -17,8 +17,9 @@ description:
   - Checks all of it before anything runs and reports every problem at once, with file, line, path, value and what is
     allowed.
   - Makes one group per component (C(gateway), C(registry), C(services), C(metrics), C(trust),
-    C(database), C(backup)), region (C(region_north)), zone (C(zone_north_a)), service (C(service_orders)) and database
-    (C(database_orders)), and the variables C(causeway_*) that the roles of this collection read.
+    C(database), C(backup), C(object_storage)), region (C(region_north)), zone (C(zone_north_a)), service
+    (C(service_orders)) and database (C(database_orders)), and the variables C(causeway_*) that the roles of this
+    collection read.
   - Every key of both kinds of file is explained in C(docs/description.md) of this collection.
 notes:
   - Set C(any_unparsed_is_failed) in the section C(inventory) of C(ansible.cfg), so that a refused description ends a
@@ -47,8 +48,9 @@ options:
   secrets:
     description:
       - YAML file in which each value is encrypted with C(ansible-vault encrypt_string), relative to this file.
-      - Needs the names C(registry), C(hsm_pin) and C(hsm_so_pin), and C(database) and C(backup) if a service has a
-        database; the playbook C(causeway.platform.secrets_init) makes them.
+      - Needs the names C(registry), C(hsm_pin) and C(hsm_so_pin), C(database) and C(backup) if a service has a
+        database, and C(object_storage) if a host has that component; the playbook C(causeway.platform.secrets_init)
+        makes them.
       - Without it set C(causeway_secrets) elsewhere, such as in C(group_vars).
     type: str
   regions:
@@ -57,6 +59,14 @@ options:
     required: true
   vars:
     description: Variables for all hosts.
+    type: dict
+    default: {}
+  object_storage:
+    description: Buckets, copies and masters of the hosts with the component C(object_storage).
+    type: dict
+    default: {}
+  backups:
+    description: Further repositories of the databases' backups, beside the one on the host with component C(backup).
     type: dict
     default: {}
   lab:

@@ -58,6 +58,8 @@ CONTROL = {
 NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 LSN = re.compile(r"^([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})$")
 ERROR_LINE = re.compile(r"^(?:\S+ \S+ P\d+\s+)?ERROR: (\[\d+\]: .*)$")
+# Commands that may be told which repository, or have to be where there are several.
+OF_ONE_REPOSITORY = ("info", "backup", "verify", "expire", "repo-ls", "repo-get")
 POLL = 0.2
 STANZA_WAIT = 180.0
 
@@ -128,6 +130,15 @@ class Stanza:
             one["code"] in (MISSING_PATH, MISSING_DATA) for one in self.repositories
         )
 
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the repositories that are configured."""
+        return sorted(one["key"] for one in self.repositories) or [1]
+
+    def of(self, repo: int) -> list[Backup]:
+        """Backups in one repository."""
+        return [one for one in self.backups if one.repo == repo]
+
     def as_dict(self) -> dict[str, Any]:
         """For results of modules; each backup also tells its timeline."""
         found = asdict(self)
@@ -161,16 +172,25 @@ class Target:
 
 @dataclass(frozen=True)
 class Program:
-    """pgBackRest as one user with one configuration."""
+    """pgBackRest as one user with one configuration.
+
+    :ivar repo: number of the one repository to work with; 0 leaves it to pgBackRest.
+    """
 
     executable: str = "/usr/bin/pgbackrest"
     config: str = ""
     user: str = ""
+    repo: int = 0
 
     def command(self, stanza: str, verb: str, options: Iterable[str] = ()) -> list[str]:
         """The whole command line; it never holds a secret."""
         own = [self.executable, *([f"--config={self.config}"] if self.config else []), f"--stanza={stanza}"]
-        return [*as_user(self.user), *own, *options, verb]
+        one = [f"--repo={self.repo}"] if self.repo and verb in OF_ONE_REPOSITORY else []
+        return [*as_user(self.user), *own, *one, *options, verb]
+
+    def only(self, repo: int) -> Program:
+        """The same for one repository."""
+        return replace(self, repo=repo)
 
 
 def as_user(user: str) -> list[str]:
@@ -270,9 +290,9 @@ def newest(backups: Iterable[Backup], kind: str = "incr") -> Backup | None:
     return max(fit, key=lambda one: (one.stop, -one.repo), default=None)
 
 
-def due(stanza: Stanza, kind: str, max_age: float, now: float) -> str:
+def due(backups: Iterable[Backup], kind: str, max_age: float, now: float) -> str:
     """Why a backup of this type has to be made; empty when one is young enough (0: always)."""
-    found = newest(stanza.backups, kind)
+    found = newest(backups, kind)
     if found is None:
         return f"there is no {kind} backup"
     if not max_age:
@@ -428,6 +448,10 @@ def read_histories(program: Program, stanza: Stanza, target: Target) -> tuple[li
     known: set[int] = set()
     places: dict[int, str] = {}
     root = f"archive/{stanza.name}"
+    if not program.repo:
+        # All repositories have all log; the first one that answers may tell.
+        sound = [one["key"] for one in stanza.repositories if not one["code"]]
+        program = program.only(min(sound or stanza.numbers))
     quiet = ["--log-level-console=off"]
     for path in run([*program.command(stanza.name, "repo-ls", [*quiet, "--filter=^[0-9]+-[0-9]+$"]), root]).split():
         listed = run([*program.command(stanza.name, "repo-ls", [*quiet, r"--filter=\.history$"]), f"{root}/{path}"])

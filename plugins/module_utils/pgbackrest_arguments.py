@@ -21,4 +21,5 @@ TARGET: dict[str, dict[str, Any]] = {
     "target_exclusive": {"type": "bool", "default": False},
     "target_timeline": {"type": "str", "default": "latest"},
     "set": {"type": "str", "default": ""},
+    "repo": {"type": "int", "default": 0},
 }

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# Archiving asks again anyway: with the default, a minute each time, a standby waits three minutes for each file that it
+# asks for while one of the repositories is away, and the others get their log late.
+REPOSITORY_AWAY = "io-timeout=10"
 PG_LIMIT = 8  # https://pgbackrest.org/2.55/configuration.html: pg1 to pg8
 KINDS = {
     "full": "Full backup",
@@ -25,9 +28,13 @@ class BackupError(Exception):
     """The description cannot be backed up."""
 
 
-def cipher(secret: str, cluster: str) -> str:
-    """Passphrase of a cluster's repositories: hex HMAC-SHA256 of ``backup/<cluster>`` under the secret."""
-    return hmac.new(secret.encode(), f"backup/{cluster}".encode(), hashlib.sha256).hexdigest()
+def cipher(secret: str, cluster: str, place: str = "") -> str:
+    """Passphrase of a cluster in a repository: hex HMAC-SHA256 of ``backup/<cluster>`` under the secret.
+
+    place: what tells a further repository from the others, appended with a slash; each has a passphrase of its own.
+    """
+    name = f"backup/{cluster}/{place}" if place else f"backup/{cluster}"
+    return hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,20 @@ class Repository:
     """A repository beside the one on the repository host, reached directly by every host.
 
     :ivar options: options of pgBackRest without ``repoN-``, such as ``{"s3-bucket": "backups"}``.
+    :ivar own: it is the platform's own object storage, whose certificates the platform's roots verify.
     """
 
     type: str
     path: str
     options: dict[str, str]
     retention: dict[str, int]
+    own: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it is, whatever its number."""
+        names = ("s3-endpoint", "s3-bucket") if self.type == "s3" else ("sftp-host", "sftp-host-user")
+        return ":".join([self.type, *(self.options[name] for name in names), self.path])
 
 
 @dataclass(frozen=True)
@@ -97,10 +112,13 @@ def repository_from(number: int, item: Mapping[str, Any]) -> Repository:
             "s3-key": str(item["key"]),
             "s3-key-secret": str(item["key_secret"]),
             "s3-uri-style": str(item.get("uri_style") or "host"),
+            "storage-verify-tls": "y",
         }
         if item.get("port"):
             options["storage-port"] = str(item["port"])
-        if item.get("ca_file"):
+        if item.get("ca"):
+            options["storage-ca-file"] = key_file(number, "ca.pem")
+        elif item.get("ca_file"):
             options["storage-ca-file"] = str(item["ca_file"])
     else:
         options = {
@@ -112,7 +130,7 @@ def repository_from(number: int, item: Mapping[str, Any]) -> Repository:
             "sftp-known-host": key_file(number, "known_hosts"),
             "sftp-private-key-file": key_file(number, "key"),
         }
-    return Repository(kind, str(item.get("path") or "/"), options, retention)
+    return Repository(kind, str(item.get("path") or "/"), options, retention, bool(item.get("own")))
 
 
 def key_file(number: int, name: str) -> str:
@@ -124,6 +142,9 @@ def key_files(repositories: Sequence[Mapping[str, Any]], group: str) -> dict[str
     """Files with keys of further repositories, for module ``config_tree``."""
     found: dict[str, dict[str, Any]] = {}
     for number, item in enumerate(repositories):
+        if item.get("ca"):
+            text = str(item["ca"]).rstrip("\n") + "\n"
+            found[key_file(number, "ca.pem").lstrip("/")] = {"content": text, "group": group, "mode": "0640"}
         if item.get("type") == "sftp":
             for name, option in (("key", "private_key"), ("known_hosts", "known_host")):
                 text = str(item[option]).rstrip("\n") + "\n"
@@ -188,6 +209,8 @@ def _global(clusters: Mapping[str, Any], settings: Settings) -> list[str]:
         lines += [f"repo{number}-type={one.type}", f"repo{number}-path={one.path}"]
         lines += [f"repo{number}-bundle=y", f"repo{number}-block=y"]
         lines += [f"repo{number}-{name}={value}" for name, value in one.options.items()]
+        if one.own:
+            lines.append(f"repo{number}-storage-ca-file={settings.tls}/ca.pem")
     lines += [
         f"process-max={settings.process_max}",
         f"compress-type={settings.compress_type}",
@@ -218,7 +241,8 @@ def _stanza(name: str, cluster: Mapping[str, Any], settings: Settings) -> list[s
         members = local
     for number, extra in enumerate(settings.repositories, 2):
         kept = {**cluster["backup"]["retention"], **extra.retention}
-        lines += [f"repo{number}-cipher-type=aes-256-cbc", f"repo{number}-cipher-pass={cipher(settings.secret, name)}"]
+        secret = cipher(settings.secret, name, extra.place)
+        lines += [f"repo{number}-cipher-type=aes-256-cbc", f"repo{number}-cipher-pass={secret}"]
         lines += [f"repo{number}-retention-full={kept['full']}", f"repo{number}-retention-diff={kept['differential']}"]
     for number, one in enumerate(members, 1):
         if one["host"] != settings.host:
@@ -233,13 +257,13 @@ def configuration(clusters: Mapping[str, Any], settings: Settings) -> str:
     """``pgbackrest.conf`` of a host."""
     own = clusters if settings.is_repository else on_host(clusters, settings.host)
     # An archiver that waits for the repository holds up the end of its PostgreSQL: it asks again instead.
-    push = [f"process-max={min(settings.process_max, 2)}", "archive-timeout=10"]
+    push = [f"process-max={min(settings.process_max, 2)}", "archive-timeout=10", REPOSITORY_AWAY]
     if settings.queue_max:
         push.append(f"archive-push-queue-max={settings.queue_max}")
     sections: dict[str, list[str]] = {
         "global": _global(clusters, settings),
         "global:archive-push": push,
-        "global:archive-get": [f"process-max={min(settings.process_max, 2)}"],
+        "global:archive-get": [f"process-max={min(settings.process_max, 2)}", REPOSITORY_AWAY],
         **{name: _stanza(name, own[name], settings) for name in sorted(own)},
     }
     text = "# Managed by role causeway.platform.backup.\n"

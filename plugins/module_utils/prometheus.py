@@ -24,6 +24,10 @@ POSTGRESQL_KEEP = (
     "|pg_settings_(max_connections|superuser_reserved_connections|max_wal_size_bytes|shared_buffers_bytes)"
     "|pg_stat_user_tables_(n_dead_tup|n_live_tup|n_mod_since_analyze|seq_scan|seq_tup_read|idx_scan|size_bytes|last_autovacuum)"
 )
+# SeaweedFS offers the metrics of all its processes in each of them: every one's own are kept, without histograms.
+OBJECT_STORAGE_KEEP = (
+    "master;SeaweedFS_master_.+|volume;SeaweedFS_volumeServer_.+|filer;SeaweedFS_filer.+|s3;SeaweedFS_s3_.+"
+)
 # What the rules and later dashboards read; a proxy has thousands more.
 ENVOY_KEEP = (
     "envoy_cluster_upstream_rq_(xx|time_bucket|time_count|time_sum|total|active|timeout|retry.*|pending_overflow)"
@@ -160,6 +164,18 @@ def database_job(settings: Settings, name: str, server_name: str) -> dict[str, A
     return job
 
 
+def object_storage_job(settings: Settings, server_name: str) -> dict[str, Any]:
+    """SeaweedFS's processes, each under a path of its own behind the proxy ``object-storage`` of its host."""
+    return {
+        **_job(settings, "object_storage", "object_storage", server_name),
+        "relabel_configs": [{"source_labels": ["process"], "target_label": "__metrics_path__", "replacement": "/$1"}],
+        "metric_relabel_configs": [
+            {"source_labels": ["process", "__name__"], "regex": OBJECT_STORAGE_KEEP, "action": "keep"},
+            {"source_labels": ["__name__"], "regex": ".+_bucket", "action": "drop"},
+        ],
+    }
+
+
 def configuration(
     services: Sequence[str], settings: Settings, paths: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
@@ -174,7 +190,7 @@ def configuration(
         "tls_config": _tls(settings),
         "static_configs": [{"targets": [f"{settings.address}:{settings.port}"], "labels": {"host": settings.host}}],
     }
-    database = f"database.{settings.domain}"
+    database, storage = f"database.{settings.domain}", f"object-storage.{settings.domain}"
     return {
         "global": {
             "scrape_interval": settings.interval,
@@ -191,6 +207,8 @@ def configuration(
             *(envoy_job(settings, f"sidecar-{name}", f"{name}.{settings.domain}") for name in sorted(services)),
             *(service_job(settings, name, path) for name, path in sorted((paths or {}).items())),
             *(database_job(settings, name, database) for name in DATABASE_JOBS),
+            envoy_job(settings, "object-storage", storage),
+            object_storage_job(settings, storage),
         ],
     }
 
@@ -310,6 +328,25 @@ def database_rules(window: str) -> list[tuple[str, str]]:
     ]
 
 
+def object_storage_rules(window: str) -> list[tuple[str, str]]:
+    """Recording rules of the object storage. A ratio is from 0 to 1."""
+    requests = 'SeaweedFS_s3_request_total{process="s3"'
+    return [
+        # 1; 0 or 2 is an alarm
+        ("object_storage:leaders:count", 'sum(SeaweedFS_master_is_leader{process="master"})'),
+        (
+            "host:object_storage_disk_used:ratio",
+            'max by (host) (SeaweedFS_volumeServer_resource{type="used"} / ignoring (type)'
+            ' (SeaweedFS_volumeServer_resource{type="all"} > 0))',
+        ),
+        (f"host_bucket:object_storage_requests:rate{window}", f"sum by (host, bucket) (rate({requests}}}[{window}]))"),
+        (
+            f"host_bucket:object_storage_errors:rate{window}",
+            f'sum by (host, bucket) (rate({requests}, code=~"5.."}}[{window}]))',
+        ),
+    ]
+
+
 def rules(settings: Settings) -> dict[str, Any]:
     """Recording rules: requests per second, share of errors (5xx) and latency in seconds; the state of databases.
 
@@ -349,7 +386,11 @@ def rules(settings: Settings) -> dict[str, Any]:
         ("service_version:instances:healthy", _versioned(f"max by ({slot}) (causeway_instance_healthy)")),
         ("job:up:ratio", "avg by (job) (up)"),
     ]
-    groups = {"causeway_services": recorded, "causeway_databases": database_rules(window)}
+    groups = {
+        "causeway_services": recorded,
+        "causeway_databases": database_rules(window),
+        "causeway_object_storage": object_storage_rules(window),
+    }
     return {
         "groups": [
             {"name": group, "rules": [{"record": name, "expr": expr} for name, expr in pairs]}

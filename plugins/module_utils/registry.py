@@ -766,7 +766,7 @@ def set_release(
 
 READER = "reader"
 ROOT = "root"
-OWNED = ("host-", "database-")  # what users and roles of this platform begin with
+OWNED = ("host-", "database-", "object-storage")  # what users and roles of this platform begin with
 
 
 def host_user(host: str) -> str:
@@ -788,12 +788,21 @@ def database_prefix(platform: str, cluster: str) -> str:
     return f"/patroni/{platform}/{cluster}/"
 
 
+OBJECT_STORAGE = "object-storage"  # the etcd user (and role) of the object storage's filers
+
+
+def object_storage_prefix(platform: str) -> str:
+    """Where the object storage's filers keep what they know of files, outside the prefix that agents watch."""
+    return f"/object-storage/{platform}/"
+
+
 def wanted_roles(
-    keys: Keys, hosts: Mapping[str, Sequence[str]], databases: Iterable[str] = ()
+    keys: Keys, hosts: Mapping[str, Sequence[str]], databases: Iterable[str] = (), object_storage: bool = False
 ) -> dict[str, set[Permission]]:
     """Roles and their permissions; ``hosts`` maps each host to the services that have instances on it.
 
     ``databases`` are the clusters; the user of each reads and writes what Patroni keeps of it and nothing else.
+    ``object_storage``: whether there is one, whose user does the same with what its filers keep.
     """
     roles = {f"{READER}-{keys.platform}": {_prefix_permission("READ", keys.prefix)}}
     for host, placed in hosts.items():
@@ -805,6 +814,8 @@ def wanted_roles(
     for cluster in databases:
         check_label("databases", cluster)
         roles[database_user(cluster)] = {_prefix_permission("READWRITE", database_prefix(keys.platform, cluster))}
+    if object_storage:
+        roles[OBJECT_STORAGE] = {_prefix_permission("READWRITE", object_storage_prefix(keys.platform))}
     return roles
 
 
@@ -843,15 +854,23 @@ def read_auth(client: EtcdClient, keys: Keys, enabled: bool) -> AuthState:
 
 
 def plan_auth(
-    keys: Keys, state: AuthState, hosts: Mapping[str, Sequence[str]], secret: str, databases: Sequence[str] = ()
+    keys: Keys,
+    state: AuthState,
+    hosts: Mapping[str, Sequence[str]],
+    secret: str,
+    databases: Sequence[str] = (),
+    *,
+    object_storage: bool = False,
 ) -> list[tuple[str, ...]]:
-    """Steps, in order, from ``state`` to what ``hosts``, ``databases`` and ``secret`` ask for.
+    """Steps, in order, from ``state`` to what ``hosts``, ``databases``, ``object_storage`` and ``secret`` ask for.
 
     A step is ``(verb, user or role, ...)``; passwords are not part of it, so that it can be shown.
     """
-    roles = wanted_roles(keys, hosts, databases)
+    roles = wanted_roles(keys, hosts, databases, object_storage)
     users = {ROOT: {ROOT}, **{host_user(host): {f"{READER}-{keys.platform}", host_user(host)} for host in hosts}}
     users.update({database_user(cluster): {database_user(cluster)} for cluster in databases})
+    if object_storage:
+        users[OBJECT_STORAGE] = {OBJECT_STORAGE}
     steps: list[tuple[str, ...]] = []
     rotate = state.fingerprint != fingerprint(secret)
     for role in [ROOT, *roles]:

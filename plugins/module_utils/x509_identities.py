@@ -99,6 +99,11 @@ def identities(
         add("database", "database", [f"database.{domain}", full], ips, f"database.{domain}")
     if "backup" in components:
         add("backup", "backup", [f"backup.{domain}", full], [str(host["address"])], f"backup.{domain}")
+    if "object_storage" in components:
+        # Its processes reach each other by address, clients by name.
+        ips = dict.fromkeys([str(host["address"]), "127.0.0.1"])
+        names = [f"object-storage.{domain}", full]
+        add("object-storage", "object-storage", names, ips, f"object-storage.{domain}")
     for service in sorted({str(item["service"]) for item in instances}):
         add(f"svc-{service}", service, [f"{service}.{domain}"], (), f"{service}.{domain}")
     for item in extra:

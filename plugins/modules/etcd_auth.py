@@ -13,7 +13,8 @@ description:
   - There is user C(root) for the verbs, and for each host a user C(host-<host>) that may read the platform's keys and
     write only those of its own (its agent, its targets, its proxies and their acknowledgements, and the instances of
     the services that are placed on it), and for each database cluster a user C(database-<cluster>) that may read and
-    write what Patroni keeps of it. Users of hosts and clusters that are no longer named are deleted.
+    write what Patroni keeps of it. An object storage has a user C(object-storage) of the same kind. Users of hosts and
+    clusters that are no longer named are deleted.
   - Passwords are derived from O(secret); none is passed on or shown. O(username) and O(password) are not used.
 version_added: "0.1.0"
 options:
@@ -38,6 +39,12 @@ options:
     type: list
     elements: str
     default: []
+  object_storage:
+    description:
+      - Whether the platform has an object storage. Its user C(object-storage) reads and writes what filers keep below
+        C(/object-storage/<platform>/).
+    type: bool
+    default: false
 extends_documentation_fragment:
   - causeway.platform.etcd
 attributes:
@@ -117,7 +124,14 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     hosts = {host: list(placed or ()) for host, placed in params["hosts"].items()}
     with login(params) as client:
         enabled = client.auth_enabled()
-        steps = plan_auth(keys, read_auth(client, keys, enabled), hosts, params["secret"], params["databases"])
+        steps = plan_auth(
+            keys,
+            read_auth(client, keys, enabled),
+            hosts,
+            params["secret"],
+            params["databases"],
+            object_storage=params["object_storage"],
+        )
         if not check_mode:
             apply_auth(client, steps, params["secret"])
     told = [" ".join(step) for step in steps]
@@ -138,6 +152,7 @@ def main() -> None:
             "previous_secret": {"type": "str", "no_log": True},
             "hosts": {"type": "dict", "required": True},
             "databases": {"type": "list", "elements": "str", "default": []},
+            "object_storage": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -10,7 +10,7 @@ module: pgbackrest_backup
 short_description: Make a backup of a database cluster, or only its stanza
 description:
   - Runs on the repository host. It creates the stanza where it is missing, checks the way of the log where asked, and
-    makes a backup when none of the type is young enough.
+    makes a backup in each repository that has none of the type that is young enough.
 version_added: "0.1.0"
 options:
   state:
@@ -36,6 +36,12 @@ options:
       - Seconds to wait for another backup of the cluster to end.
     type: float
     default: 0.0
+  repo:
+    description:
+      - Number of the only repository to make a backup in; V(0) for all. What failed in one keeps none of the others
+        from getting theirs.
+    type: int
+    default: 0
   need_leader:
     description:
       - With O(state=stanza), whether it is an error that the cluster has no leader yet. Without it nothing is changed
@@ -85,6 +91,12 @@ backup:
   returned: success
   type: dict
   sample: {label: 20261127-020000F, type: full, repo: 1, size: 31457280, delta: 31457280, stored: 4194304}
+backups:
+  description: The backups that were made, one for each repository.
+  returned: when one was made
+  type: list
+  elements: dict
+  sample: [{label: 20261127-020000F, type: full, repo: 1, size: 31457280, delta: 31457280, stored: 4194304}]
 seconds:
   description: How long it took.
   returned: when something was done
@@ -104,6 +116,7 @@ skipped_reason:
 
 import time
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -111,6 +124,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.causeway.platform.plugins.module_utils.pgbackrest import (
     DISCONNECTED,
     TYPES,
+    Backup,
     BackrestError,
     Program,
     Stanza,
@@ -125,9 +139,9 @@ from ansible_collections.causeway.platform.plugins.module_utils.pgbackrest impor
 from ansible_collections.causeway.platform.plugins.module_utils.pgbackrest_arguments import ARGUMENTS
 
 
-def last(stanza: Stanza) -> dict[str, Any]:
+def last(backups: Iterable[Backup]) -> dict[str, Any]:
     """The newest backup."""
-    found = newest(stanza.backups)
+    found = newest(backups)
     return {**vars(found), "timeline": found.timeline} if found else {}
 
 
@@ -158,25 +172,49 @@ def act(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if params["state"] == "checked":
         if not check_mode:
             check(program, name)
-        return {"changed": False, "backup": last(stanza), "seconds": round(time.monotonic() - started, 3)}
+        return {"changed": False, "backup": last(stanza.backups), "seconds": round(time.monotonic() - started, 3)}
     if params["state"] == "stanza":
-        return {**ensure_stanza(program, stanza, params, check_mode), "backup": last(stanza)}
-    reason = due(stanza, kind, params["max_age"], time.time())
-    if not reason:
-        return {"changed": False, "backup": last(stanza)}
+        return {**ensure_stanza(program, stanza, params, check_mode), "backup": last(stanza.backups)}
+    if not stanza.repositories and not check_mode:
+        ensure_stanza(program, stanza, {**params, "need_leader": True}, check_mode)
+        stanza = read_info(program, name)
+    now = time.time()
+    chosen = [params["repo"]] if params["repo"] else stanza.numbers
+    reasons = {repo: due(stanza.of(repo), kind, params["max_age"], now) for repo in chosen}
+    wanted = [repo for repo, why in reasons.items() if why]
+    if not wanted:
+        return {"changed": False, "backup": last(stanza.backups)}
+    reason = reasons[wanted[0]]
     if check_mode:
-        return {"changed": True, "reason": reason, "backup": last(stanza)}
+        return {"changed": True, "reason": reason, "backup": last(stanza.backups)}
     ensure_stanza(program, stanza, {**params, "need_leader": True}, check_mode)
-    backup(program, name, kind, params["wait"])
+    made, failures = make(program, name, kind, wanted, wait=params["wait"])
     seconds = time.monotonic() - started
-    made = last(read_info(program, name))
+    if failures:
+        done = f" (made: {', '.join(one['label'] for one in made)})" if made else ""
+        raise BackrestError("; ".join(failures) + done)
     return {
         "changed": True,
         "reason": reason,
-        "backup": made,
+        "backup": made[-1],
+        "backups": made,
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(made.get("delta", 0) / max(seconds, 0.001), 1),
+        "bytes_per_second": round(sum(one.get("delta", 0) for one in made) / max(seconds, 0.001), 1),
     }
+
+
+def make(
+    program: Program, name: str, kind: str, repos: Sequence[int], *, wait: float
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Backups in repositories, and why there is none in some."""
+    made, failures = [], []
+    for repo in repos:
+        try:
+            backup(program.only(repo), name, kind, wait)
+            made.append(last(read_info(program.only(repo), name).of(repo)))
+        except BackrestError as error:
+            failures.append(f"repository {repo}: {error}" if len(repos) > 1 else str(error))
+    return made, failures
 
 
 def main() -> None:
@@ -188,6 +226,7 @@ def main() -> None:
             "type": {"type": "str", "choices": list(TYPES), "default": "incremental"},
             "max_age": {"type": "float", "default": 0.0},
             "wait": {"type": "float", "default": 0.0},
+            "repo": {"type": "int", "default": 0},
             "need_leader": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

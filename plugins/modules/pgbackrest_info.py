@@ -38,6 +38,11 @@ options:
       - Backup to start from; left out, the best one is chosen.
     type: str
     default: ""
+  repo:
+    description:
+      - Number of the only repository to ask; V(0) for all.
+    type: int
+    default: 0
 extends_documentation_fragment:
   - causeway.platform.pgbackrest
 attributes:
@@ -114,7 +119,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.pgbackrest_argum
 
 def gather(params: dict[str, Any]) -> dict[str, Any]:
     """Read, and choose where a target is given."""
-    program = Program(params["executable"], params["config"], params["user"])
+    program = Program(params["executable"], params["config"], params["user"], params["repo"])
     wanted = None
     if params["target_type"]:
         # What has no meaning is told before anything is asked.

@@ -53,6 +53,11 @@ options:
         newest, and older ones where the target is not found behind it.
     type: str
     default: ""
+  repo:
+    description:
+      - Number of the only repository to restore from; V(0) for the one that has the fitting backup.
+    type: int
+    default: 0
   delta:
     description:
       - Keep files that are already right. Needed where the directory is not empty.
@@ -231,7 +236,7 @@ class Act:
         self.name, self.path, self.user = params["cluster"], params["path"].rstrip("/"), params["user"]
         if not NAME.match(self.name):
             raise BackrestError("that is no name of a cluster")
-        self.program = Program(params["executable"], params["config"], self.user)
+        self.program = Program(params["executable"], params["config"], self.user, params["repo"])
         self.work = params["work"] or f"{self.path}.work"
         self.tablespaces = params["tablespaces"] or f"{self.path}.tablespaces"
         self.unit = f"causeway-restored-{self.name}-{params['port']}.service"
@@ -274,7 +279,7 @@ class Act:
 
     def request(self, target: Target) -> dict[str, Any]:
         """What was asked for; the same words again change nothing."""
-        options = {one: self.params[one] for one in ("set", "beside", "instance", "port")}
+        options = {one: self.params[one] for one in ("set", "repo", "beside", "instance", "port")}
         return {"cluster": self.name, **asdict(target), **options}
 
     def fresh(self, target: Target) -> dict[str, Any]:

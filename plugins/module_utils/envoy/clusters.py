@@ -170,6 +170,16 @@ def admin(proxy: str) -> Json:
     }
 
 
+def local_metrics(name: str, port: int) -> Json:
+    """A process of this host that offers its metrics on the loopback address alone."""
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": static_endpoints(name, [socket("127.0.0.1", port)]),
+    }
+
+
 def telemetry(settings: Settings) -> Json:
     """OTLP/HTTP collector of spans; without one a cluster that has no endpoint."""
     address, separator, port = settings.trace_collector.rpartition(":")

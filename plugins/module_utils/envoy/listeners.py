@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .clusters import ADMIN, TELEMETRY
@@ -404,17 +405,27 @@ def outbound_listener(proxy: str, service: Json, call: Json, *, address: str, se
     return _listener(name, socket(address, int(call["port"])), manager, None, settings, freebind=True)
 
 
-def metrics_listener(proxy: str, address: str, port: int, principal: str, settings: Settings) -> Json:
-    """Prometheus metrics for the metrics identity only; no other admin path can be reached."""
+def metrics_listener(
+    proxy: str, address: str, port: int, principal: str, settings: Settings, *, others: Mapping[str, str] | None = None
+) -> Json:
+    """Prometheus metrics for the metrics identity only; no other admin path can be reached.
+
+    others: paths below which processes behind the proxy offer ``/metrics``, each with its cluster.
+    """
+    get = [{"name": ":method", "string_match": {"exact": "GET"}}]
+    routes = inline_routes("metrics", ADMIN, {"path": "/stats/prometheus", "headers": get})
+    for path, cluster in (others or {}).items():
+        routes["virtual_hosts"][0]["routes"].append(
+            {
+                "match": {"path": path, "headers": get},
+                "route": {"cluster": cluster, "timeout": "10s", "prefix_rewrite": "/metrics"},
+            }
+        )
     manager = _manager(
         "metrics",
         settings,
         [rbac([principal]), router()],
-        route_config=inline_routes(
-            "metrics",
-            ADMIN,
-            {"path": "/stats/prometheus", "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
-        ),
+        route_config=routes,
         access_log=[],
     )
     return _listener(

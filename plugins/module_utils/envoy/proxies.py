@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from .. import object_storage as storage
 from .. import pools as pool_shapes
 from . import bootstrap as boot
 from . import databases as db
-from .clusters import admin, application, pool_name, service_pool, telemetry
+from .clusters import admin, application, local_metrics, pool_name, service_pool, telemetry
 from .common import CLUSTER, LISTENER, RUN_ROOT, XDS_ROOT, EnvoyConfigError, Json, discovery
 from .listeners import gateway_listeners, inbound_listener, metrics_listener, outbound_listener
 from .routes import gateway_routes, outbound_name, outbound_routes
@@ -243,6 +244,43 @@ def database(host_name: str, platform: Platform, settings: Settings) -> dict[str
             local=[host],
             listeners=listeners,
             clusters=[db.pooler_cluster(settings), admin(proxy), telemetry(settings)],
+            pools={},
+            routes={},
+            settings=settings,
+        )
+    }
+
+
+def object_storage(host_name: str, platform: Platform, hosts: Sequence[Json], settings: Settings) -> dict[str, Json]:
+    """Documents of the proxy before the metrics of an object storage host, by proxy name; {} on other hosts.
+
+    hosts: ``causeway_object_storage.hosts``. SeaweedFS knows no TLS for metrics, so that they stay on 127.0.0.1.
+    """
+    running = storage.processes(hosts, host_name)
+    if not running:
+        return {}
+    proxy, host = storage.IDENTITY, _host(platform.hosts, host_name)
+    clusters = {process: f"metrics_{process}" for process in running}
+    listener = metrics_listener(
+        proxy,
+        host["address"],
+        storage.METRICS_PORT,
+        spiffe(platform.domain, "metrics"),
+        settings,
+        others={f"/{process}": cluster for process, cluster in clusters.items()},
+    )
+    return {
+        proxy: _documents(
+            proxy,
+            identity=storage.IDENTITY,
+            host=host,
+            local=[host],
+            listeners=[listener],
+            clusters=[
+                *(local_metrics(cluster, storage.PORTS[process]["metrics"]) for process, cluster in clusters.items()),
+                admin(proxy),
+                telemetry(settings),
+            ],
             pools={},
             routes={},
             settings=settings,

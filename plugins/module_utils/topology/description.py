@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.causeway.platform.plugins.module_utils.topology import databases, rules, schema
+from ansible_collections.causeway.platform.plugins.module_utils.topology import (
+    databases,
+    object_storage,
+    rules,
+    schema,
+)
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted, read_document
 from ansible_collections.causeway.platform.plugins.module_utils.topology.model import (
     Service,
@@ -121,8 +126,12 @@ def _service_files(platform: Document, folder: Path) -> list[Path]:
 
 def wanted_secrets(topology: Topology) -> tuple[str, ...]:
     """Names that the secrets file must have."""
-    needed = bool(databases.with_database(topology))
-    return tuple(name for name in SECRETS if needed or name not in rules.DATABASE_SECRETS)
+    idle: set[str] = set()
+    if not databases.with_database(topology):
+        idle.update(rules.DATABASE_SECRETS)
+    if not topology.with_component(object_storage.COMPONENT):
+        idle.update(rules.OBJECT_STORAGE_SECRETS)
+    return tuple(name for name in SECRETS if name not in idle)
 
 
 def check_secrets(path: Path, wanted: Iterable[str] = SECRETS) -> Document:
@@ -152,8 +161,9 @@ def check_secrets(path: Path, wanted: Iterable[str] = SECRETS) -> Document:
         if key not in document.data:
             near = suggest(key, [name for name in document.data if name not in SECRETS])
             text = f"the secret {key} is missing{near}"
-            if key in rules.DATABASE_SECRETS:
-                text += "; a service has a database: run the playbook causeway.platform.secrets_init again"
+            if key in (*rules.DATABASE_SECRETS, *rules.OBJECT_STORAGE_SECRETS):
+                why = "a service has a database" if key in rules.DATABASE_SECRETS else "there is an object storage"
+                text += f"; {why}: run the playbook causeway.platform.secrets_init again"
             document.report((), text, None, f"{choices(wanted)} and your own")
     return document
 
@@ -205,6 +215,8 @@ def _derive(topology: Topology, path: Path, secrets: Path | None) -> Description
         "causeway_hosts": hosts,
         "causeway_services": services,
         "causeway_databases": clusters,
+        "causeway_object_storage": object_storage.derive(topology),
+        "causeway_backups": object_storage.derive_backups(topology),
         "causeway_lab": _lab(topology, path),
     }
     free = dict(topology.vars)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils import migrations
 from ansible_collections.causeway.platform.plugins.module_utils.pools import BASELINE_PER_HOST, BASELINE_WEIGHT
-from ansible_collections.causeway.platform.plugins.module_utils.topology import databases
+from ansible_collections.causeway.platform.plugins.module_utils.topology import databases, object_storage
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
 from ansible_collections.causeway.platform.plugins.module_utils.topology.model import Host, Service, Topology
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import choices, nearest, show, suggest
@@ -26,9 +26,9 @@ from ansible_collections.causeway.platform.plugins.module_utils.topology.schema 
 
 QUORUM = (3, 5, 7)
 RESERVED_HOSTS = frozenset({*COMPONENTS, "all", "ungrouped", "localhost"})
-RESERVED_SERVICES = frozenset({"gateway", "metrics", "operator", "host", "database", "backup"})
-# ssh, etcd, Prometheus, exporters and agent, Envoy metrics (9110 + service index), databases
-RESERVED_PORTS = databases.PORTS.union(
+RESERVED_SERVICES = frozenset({"gateway", "metrics", "operator", "host", "database", "backup", "object-storage"})
+# ssh, etcd, Prometheus, exporters and agent, Envoy metrics (9110 + service index), databases, object storage
+RESERVED_PORTS = (databases.PORTS | object_storage.PORTS).union(
     {22, 2379, 2380, 9090, 9100, 9101, 9102, *range(9110, 9110 + (MESH_PORTS[1] - MESH_PORTS[0]) // SLOTS + 1)}
 )
 SECRET_NAME = re.compile(
@@ -43,6 +43,8 @@ DERIVED = frozenset(
         "causeway_hosts",
         "causeway_services",
         "causeway_databases",
+        "causeway_object_storage",
+        "causeway_backups",
         "causeway_secrets",
         "causeway_lab",
         "causeway_host",
@@ -552,9 +554,11 @@ def _check_metric(service: Service, where: tuple[Any, ...], metric: dict[str, An
 
 
 # What no hook may sign with: the platform derives its own passwords and tokens from these.
-OWN_SECRETS = ("registry", "hsm_pin", "hsm_so_pin", "database", "backup")
+OWN_SECRETS = ("registry", "hsm_pin", "hsm_so_pin", "database", "backup", "object_storage")
 # Needed only where a service has a database.
 DATABASE_SECRETS = ("database", "backup")
+# Needed only where a host has the component.
+OBJECT_STORAGE_SECRETS = ("object_storage",)
 # What has happened at these stages stays, so no hook can stop it.
 TOLD_ONLY = ("promoted", "rolled_back")
 
@@ -679,6 +683,7 @@ def check_all(topology: Topology) -> None:
         check_calls,
         check_gateways,
         databases.check_databases,
+        object_storage.check,
     ]
     for service in topology.services.values():
         check_service(topology, service)
@@ -705,4 +710,4 @@ def advice(topology: Topology) -> list[str]:
                 f"service {service.name}: a release takes {batch} of {service.count} instances out at once, which goes"
                 f" below instances.min, {low}, and will be refused; raise instances.count"
             )
-    return found + databases.advice(topology)
+    return found + databases.advice(topology) + object_storage.advice(topology)

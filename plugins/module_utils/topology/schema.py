@@ -13,7 +13,9 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Any
 
+from ansible_collections.causeway.platform.plugins.module_utils.s3 import BUCKET_TEXT, MODES
 from ansible_collections.causeway.platform.plugins.module_utils.topology.load import Document, Vaulted
+from ansible_collections.causeway.platform.plugins.module_utils.topology.object_storage import MASTERS, REPOSITORIES
 from ansible_collections.causeway.platform.plugins.module_utils.topology.problems import (
     Problem,
     choices,
@@ -36,7 +38,7 @@ except ImportError:  # the plugin turns this into one clear sentence
     HAS_JSONSCHEMA = False
 
 PLUGIN = "causeway.platform.topology"
-COMPONENTS = ("gateway", "registry", "services", "metrics", "trust", "database", "backup")
+COMPONENTS = ("gateway", "registry", "services", "metrics", "trust", "database", "backup", "object_storage")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 STRATEGIES = ("rolling", "blue_green", "canary")
 SSL_MODES = ("disable", "require", "verify-ca", "verify-full")
@@ -146,6 +148,69 @@ _LAB = _map(
     ("name", "network"),
 )
 
+# A bucket that S3 would take; names that it keeps for itself are a rule's matter.
+_BUCKET = r"^[a-z0-9](?:[a-z0-9-]{1,61}[a-z0-9])\Z"
+_OBJECT_STORAGE = {
+    **_map(
+        {
+            "masters": {"enum": list(MASTERS)},
+            "replication": _text(
+                r"^[0-2]{3}\Z", "three digits 0 to 2 in quotes: further copies in other regions, zones, hosts of a zone"
+            ),
+            "buckets": {
+                **_named(
+                    _BUCKET,
+                    BUCKET_TEXT,
+                    {
+                        **_map(
+                            {
+                                "versioning": {"type": "boolean", "allowed": "true or false"},
+                                "noncurrent_days": _whole(1, 36500),
+                                "expiration_days": _whole(1, 36500),
+                                "multipart_days": _whole(1, 36500),
+                                "lock": _map(
+                                    {"mode": {"enum": list(MODES)}, "days": _whole(1, 36500)}, ("mode", "days")
+                                ),
+                            }
+                        ),
+                        "type": ["object", "null"],
+                        "allowed": "a mapping; {} for every default",
+                    },
+                ),
+                "minProperties": 1,
+            },
+        }
+    ),
+    "type": ["object", "null"],
+    "allowed": "a mapping; {} for every default",
+}
+_NETWORK_NAME = _text(r"^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z", "a name or an IPv4 address")
+_SECRET = {"type": ["string", "vault"], "allowed": "a !vault value (ansible-vault encrypt_string)"}
+_REPOSITORY = _map(
+    {
+        "type": {"enum": list(REPOSITORIES)},
+        "path": _text(r"^/[A-Za-z0-9._/-]*\Z", "an absolute path, such as /pgbackrest"),
+        "retention": _map({"full": _whole(1, 1000), "differential": _whole(1, 1000)}),
+        "bucket": _text(r"^[^\x00-\x1f{}]{1,255}\Z", BUCKET_TEXT),
+        "endpoint": _NETWORK_NAME,
+        "region": _text(r"^[A-Za-z0-9-]{1,63}\Z", "the name of an S3 region"),
+        "key": _SECRET,
+        "key_secret": _SECRET,
+        "uri_style": {"enum": ["host", "path"]},
+        "ca_file": _FILE_PATH,
+        "host": _NETWORK_NAME,
+        "port": _PORT,
+        "user": _text(r"^[A-Za-z_][A-Za-z0-9._-]{0,63}\Z", "the name of a user"),
+        "private_key": _SECRET,
+        "known_host": {
+            **_text(r"^\S+ \S+ [A-Za-z0-9+/=]+\Z", "one line of known_hosts: host, kind of key, key"),
+            "maxLength": 4000,
+        },
+    },
+    ("type",),
+)
+_BACKUPS = _map({"repositories": {"type": "array", "maxItems": 8, "items": _REPOSITORY}})
+
 PLATFORM: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "platform.yml",
@@ -158,6 +223,8 @@ PLATFORM: dict[str, Any] = {
             "secrets": _FILE_PATH,
             "regions": {**_named(LABEL, _LABEL_TEXT, _REGION), "minProperties": 1},
             "vars": _VARS,
+            "object_storage": _OBJECT_STORAGE,
+            "backups": _BACKUPS,
             "lab": _LAB,
         },
         ("plugin", "platform", "domain", "regions"),
@@ -667,7 +734,7 @@ def _explain(document: Document, error: Any, path: tuple[Any, ...]) -> Iterator[
     """Problems of one schema error, each with the path of the value to leave out (or None)."""
     rule, schema, value = error.validator, error.schema, error.instance
     allowed = schema.get("allowed")
-    secret = "environment" in path
+    secret = "environment" in path or path[-1:] in (("key",), ("key_secret",), ("private_key",))
 
     def problem(where: tuple[Any, ...], text: str, got: Any = None, may: Any = None) -> Problem:
         return Problem(document.file, where, text, got, may, document.line(where))
@@ -699,7 +766,10 @@ def _explain(document: Document, error: Any, path: tuple[Any, ...]) -> Iterator[
         yield problem(path, "wrong type", got, may), path
     elif rule in ("enum", "const"):
         options = error.validator_value if rule == "enum" else [error.validator_value]
-        yield problem(path, f"unknown value{suggest(value, options)}", show(value), choices(map(str, options))), path
+        yield (
+            problem(path, f"unknown value{suggest(value, map(str, options))}", show(value), choices(map(str, options))),
+            path,
+        )
     elif rule == "uniqueItems":
         twice = [item for number, item in enumerate(value) if item in value[:number]]
         yield problem(path, "given twice", show(twice[0]), "each value once"), None

@@ -36,6 +36,10 @@ METRICS = (
     ("last_size_bytes", "Bytes that the last successful one read or restored.", "success", "bytes"),
     ("last_age_seconds", "How old the newest backup was when it was tested.", "success", "age"),
 )
+OF_REPOSITORIES = (
+    ("last_success_timestamp_seconds", "When it last succeeded in this repository.", "success"),
+    ("failed", "1 while the last one failed in this repository.", "failed"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,17 @@ def metrics(states: Sequence[Mapping[str, Any]]) -> str:
         ]
         if rows:
             lines += [f"# HELP causeway_backup_{name} {words}", f"# TYPE causeway_backup_{name} gauge", *rows]
+    for name, words, key in OF_REPOSITORIES:
+        rows = [
+            f'causeway_backup_repository_{name}{{cluster="{one["cluster"]}",kind="{one["kind"]}",repository="{repo}"}} '
+            f"{int(found[key])}"
+            for one in states
+            for repo, found in sorted(one.get("repositories", {}).items())
+            if key in found
+        ]
+        if rows:
+            full = f"causeway_backup_repository_{name}"
+            lines += [f"# HELP {full} {words}", f"# TYPE {full} gauge", *rows]
     rows = [
         f'causeway_backup_failed{{cluster="{one["cluster"]}",kind="{one["kind"]}"}} {int(failed(one))}'
         for one in states
@@ -125,29 +140,88 @@ def publish(config: Config) -> None:
     write(config.place("metrics", "causeway_backup.prom"), metrics(states))
 
 
-def make_backup(config: Config, cluster: str, kind: str) -> dict[str, Any]:
-    """A backup; the stanza is made first where a repository lost it."""
+def in_each(repos: Sequence[int], state: dict[str, Any], work: Callable[[int], Mapping[str, Any]]) -> dict[int, Any]:
+    """Do the same in each repository, also where it failed in one before; BackrestError with all reasons at the end.
+
+    How it went in each is noted in the state's ``repositories``.
+    """
+    done: dict[int, Any] = {}
+    reasons = []
+    before = state.get("repositories", {})
+    # Those that are gone are forgotten.
+    state["repositories"] = {str(repo): before.get(str(repo), {}) for repo in repos}
+    for repo in repos:
+        note = state["repositories"][str(repo)]
+        try:
+            done[repo] = work(repo)
+        except pb.BackrestError as error:
+            reasons.append(f"repository {repo}: {error}" if len(repos) > 1 else str(error))
+            note.update(failed=True, reason=str(error))
+        else:
+            note.update(failed=False, reason="", success=time.time())
+    if reasons:
+        raise pb.BackrestError("; ".join(reasons))
+    return done
+
+
+def make_backup(config: Config, cluster: str, kind: str, state: dict[str, Any]) -> dict[str, Any]:
+    """A backup in each repository; the stanza is made first where a repository lost it."""
     program = config.program
-    if not pb.read_info(program, cluster).present:
+    stanza = pb.read_info(program, cluster)
+    if not stanza.present:
         pb.create_stanza(program, cluster)
-    pb.backup(program, cluster, pb.TYPES[kind], config.wait)
-    made = pb.newest(pb.read_info(program, cluster).backups)
-    if made is None:
-        raise pb.BackrestError("pgBackRest made a backup that its info does not show")
-    if made.error:
-        raise pb.BackrestError(f"backup {made.label} has pages with wrong checksums")
-    print(f"{cluster}: {made.type} backup {made.label}, {made.delta} bytes read, {made.stored} stored")
-    return {"bytes": made.delta, "stored": made.stored, "label": made.label}
+        stanza = pb.read_info(program, cluster)
+
+    def one(repo: int) -> dict[str, Any]:
+        pb.backup(program.only(repo), cluster, pb.TYPES[kind], config.wait)
+        made = pb.newest(pb.read_info(program.only(repo), cluster).of(repo))
+        if made is None:
+            raise pb.BackrestError("pgBackRest made a backup that its info does not show")
+        if made.error:
+            raise pb.BackrestError(f"backup {made.label} has pages with wrong checksums")
+        words = f"{made.type} backup {made.label}, {made.delta} bytes read, {made.stored} stored"
+        print(f"{cluster}: repository {repo}: {words}", flush=True)
+        return {"bytes": made.delta, "stored": made.stored, "label": made.label}
+
+    done = in_each(stanza.numbers, state, one)
+    # Bytes are summed: each repository's backup reads the database once.
+    sums = {key: sum(found[key] for found in done.values()) for key in ("bytes", "stored")}
+    return {
+        **sums,
+        "label": done[max(done)]["label"],
+        "labels": {str(repo): found["label"] for repo, found in done.items()},
+    }
 
 
-def check_repository(config: Config, cluster: str, _kind: str) -> dict[str, Any]:
-    """Have every file read; a report in any case."""
-    result = pb.verify(config.program, cluster)
-    report(config, cluster, "verify", result)
-    if not result["ok"]:
-        raise pb.BackrestError(f"the repository is damaged: {'; '.join(result['problems'])}")
-    print(f"{cluster}: {result['files']} files of the repository are as they were written")
-    return {"files": result["files"]}
+def check_repository(config: Config, cluster: str, _kind: str, state: dict[str, Any]) -> dict[str, Any]:
+    """Have every file of each repository read; a report in any case."""
+    found: dict[str, Any] = {}
+
+    def one(repo: int) -> dict[str, Any]:
+        try:
+            result = pb.verify(config.program.only(repo), cluster)
+        except pb.BackrestError as error:
+            result = {"ok": False, "files": 0, "problems": [str(error)]}
+        found[str(repo)] = result
+        if not result["ok"]:
+            raise pb.BackrestError(f"the repository is damaged: {'; '.join(result['problems'])}")
+        print(f"{cluster}: {result['files']} files of repository {repo} are as they were written", flush=True)
+        return result
+
+    try:
+        in_each(pb.read_info(config.program, cluster).numbers, state, one)
+    finally:
+        several = len(found) > 1
+        problems = [
+            f"repository {repo}: {words}" if several else words
+            for repo, result in found.items()
+            for words in result["problems"]
+        ]
+        files = sum(result["files"] for result in found.values())
+        sound = bool(found) and all(result["ok"] for result in found.values())
+        summed = {"ok": sound, "files": files, "problems": problems, "repositories": found}
+        report(config, cluster, "verify", summed)
+    return {"files": files}
 
 
 def report(config: Config, cluster: str, kind: str, content: Mapping[str, Any]) -> None:
@@ -171,11 +245,14 @@ def sound(act: Callable[[], str]) -> dict[str, Any]:
     return {"ok": True, "reason": ""}
 
 
-def test_restore(config: Config, cluster: str, _kind: str) -> dict[str, Any]:
-    """Restore the newest backup and all log after it, look at every page and index, run the service's checks."""
+def test_restore(config: Config, cluster: str, _kind: str, _state: dict[str, Any]) -> dict[str, Any]:
+    """Restore the first repository's newest backup and all log after it, look at every page and index, run the
+    service's checks.
+    """
     root = config.place("restore-test", cluster)
     shutil.rmtree(root, ignore_errors=True)
-    program, target = config.program, pb.Target()
+    # The unit has no network: further repositories are out of its reach.
+    program, target = config.program.only(1), pb.Target()
     _stanza, tries = pb.find_candidates(program, target, cluster)
     chosen, started, content = tries[0], time.time(), {}
     found = {"backup": chosen.label, "age": round(started - chosen.stop, 1), "bytes": chosen.size, "seconds": content}
@@ -227,7 +304,7 @@ def judge(found: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-ACTS: dict[str, Callable[[Config, str, str], dict[str, Any]]] = {
+ACTS: dict[str, Callable[[Config, str, str, dict[str, Any]], dict[str, Any]]] = {
     **dict.fromkeys(BACKUPS, make_backup),
     "verify": check_repository,
     "restore-test": test_restore,
@@ -242,7 +319,7 @@ def act(config: Config, kind: str, cluster: str) -> int:
     started = time.monotonic()
     reason = ""
     try:
-        result = ACTS[kind](config, cluster, kind)
+        result = ACTS[kind](config, cluster, kind, state)
         state["success"] = {"at": time.time(), "seconds": round(time.monotonic() - started, 3), **result}
     except (pb.BackrestError, OSError) as error:
         reason = str(error)

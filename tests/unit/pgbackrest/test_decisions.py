@@ -160,7 +160,7 @@ def test_the_next_backup_is_tried_only_if_the_archive_ended_first() -> None:
 
 @pytest.mark.parametrize(("kind", "age", "reason"), [("incr", 7200, ""), ("full", 7200, "old"), ("incr", 60, "old")])
 def test_a_fuller_backup_counts_too(kind: str, age: float, reason: str) -> None:
-    found = pb.due(stanza(made(0), made(3, "diff")), kind, age, NOON + 4 * 3600)
+    found = pb.due([made(0), made(3, "diff")], kind, age, NOON + 4 * 3600)
     assert (reason in found) if reason else not found
 
 
@@ -289,6 +289,25 @@ def test_a_further_repository_is_reached_by_every_host() -> None:
         assert found["global"]["repo2-s3-key-secret"] == "s"
         assert found["orders"]["repo2-cipher-type"] == "aes-256-cbc"
         assert found["orders"]["repo2-retention-full"] == "2"
+
+
+def test_each_repository_has_a_passphrase_of_its_own() -> None:
+    other = {**S3, "bucket": "others"}
+    found = parsed(settings("bak1", is_repository=True, repositories=[S3, other]))["orders"]
+    words = [found[f"repo{number}-cipher-pass"] for number in (1, 2, 3)]
+    assert len(set(words)) == 3
+    # It goes with the place, not with the number.
+    swapped = parsed(settings("bak1", is_repository=True, repositories=[other, S3]))["orders"]
+    assert [swapped[f"repo{number}-cipher-pass"] for number in (1, 3, 2)] == words
+
+
+def test_certificates_of_s3_are_verified() -> None:
+    found = parsed(settings(repositories=[{**S3, "own": True}, {**S3, "bucket": "b2", "ca": "roots"}]))["global"]
+    assert (found["repo2-storage-verify-tls"], found["repo3-storage-verify-tls"]) == ("y", "y")
+    assert found["repo2-storage-ca-file"] == found["tls-server-ca-file"]
+    assert found["repo3-storage-ca-file"] == "/etc/pgbackrest/repo3.ca.pem"
+    files = config.key_files([S3, {**S3, "ca": "roots"}], "postgres")
+    assert files == {"etc/pgbackrest/repo3.ca.pem": {"content": "roots\n", "group": "postgres", "mode": "0640"}}
 
 
 @pytest.mark.parametrize(

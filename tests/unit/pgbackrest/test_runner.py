@@ -144,6 +144,73 @@ def test_damage_is_told(place: Path, server: Any, runner: Callable[..., Any]) ->
     assert not list((place / "root" / "restore-test").iterdir())
 
 
+# As the role has it: otherwise PostgreSQL offers one segment again and again while a repository is away, and no other.
+ASYNC = "archive-async=y\narchive-timeout=20"
+
+
+@pytest.fixture
+def second(place: Path, server: Any) -> Iterator[Path]:
+    """A second repository, to which the log goes too."""
+    config = place / "both.conf"
+    text = (
+        Path(server.config)
+        .read_text()
+        .replace("repo1-retention-full=9", "repo1-retention-full=9\nrepo2-retention-full=9")
+    )
+    text = text.replace("[global]", f"[global]\nrepo2-path={server.folder}/second\nrepo2-bundle=y\n{ASYNC}")
+    text += "repo2-cipher-type=aes-256-cbc\nrepo2-cipher-pass=another pass that nobody shows\n"
+    config.write_text(text)
+    runner_config = place / "runner.json"
+    runner_config.write_text(runner_config.read_text().replace(server.config, str(config)))
+    server.sql(f"ALTER SYSTEM SET archive_command = '{server.archive.replace(server.config, str(config))}'")
+    server.sql("SELECT pg_reload_conf()")
+    yield server.folder / "second"
+    server.sql("ALTER SYSTEM RESET archive_command")
+    server.sql("SELECT pg_reload_conf()")
+    shutil.rmtree(server.folder / "second", ignore_errors=True)
+
+
+def test_every_repository_is_written_and_read(
+    second: Path, place: Path, server: Any, runner: Callable[..., Any]
+) -> None:
+    code, out = finish(runner("full", "orders"))
+    assert (code, "repository 1: full" in out, "repository 2: full" in out) == (0, True, True), out
+    labels = read(place, "state/orders.full.json")["success"]["labels"]
+    assert sorted(labels) == ["1", "2"]
+    code, out = finish(runner("verify", "orders"))
+    assert code == 0, out
+    assert sorted(read(place, "reports/orders-verify.json")["repositories"]) == ["1", "2"]
+    bundle = next((second / "backup").glob("*/*/bundle/*"))
+    content = bytearray(bundle.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    bundle.write_bytes(content)
+    code, out = finish(runner("verify", "orders"))
+    assert (code, "repository 2: the repository is damaged" in out, "repository 1:" in out) == (1, True, False), out
+    metrics = (place / "root" / "metrics" / "causeway_backup.prom").read_text()
+    for repository, failed in (("1", 0), ("2", 1)):
+        labels = f'cluster="orders",kind="verify",repository="{repository}"'
+        assert f"causeway_backup_repository_failed{{{labels}}} {failed}" in metrics
+
+
+def test_a_lost_repository_keeps_no_other_from_its_backup(
+    second: Path, place: Path, server: Any, runner: Callable[..., Any]
+) -> None:
+    assert finish(runner("full", "orders"))[0] == 0
+    before = read(place, "state/orders.full.json")["repositories"]
+    second.rename(second.with_name("away"))
+    second.write_text("no directory")
+    try:
+        code, out = finish(runner("full", "orders"))
+    finally:
+        second.unlink()
+        shutil.rmtree(second.with_name("away"))
+    after = read(place, "state/orders.full.json")["repositories"]
+    assert code == 1, out
+    assert (after["1"]["failed"], after["2"]["failed"]) == (False, True), out
+    assert after["1"]["success"] > before["1"]["success"]
+    assert after["2"]["success"] == before["2"]["success"]
+
+
 def test_an_unknown_cluster_is_refused(place: Path, runner: Callable[..., Any]) -> None:
     code, out = finish(runner("full", "carts"))
     assert (code, out.strip()) == (2, "unknown: full carts; clusters: orders")

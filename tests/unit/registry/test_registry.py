@@ -248,6 +248,19 @@ def test_a_database_has_its_own_keys_only() -> None:
         registry.wanted_roles(KEYS, {}, ["Orders"])
 
 
+def test_an_object_storage_has_its_own_keys_only() -> None:
+    assert "object-storage" not in registry.wanted_roles(KEYS, {})
+    roles = registry.wanted_roles(KEYS, {}, object_storage=True)
+    assert roles["object-storage"] == {
+        Permission("READWRITE", "/object-storage/shop/", "/object-storage/shop0"),
+    }
+    steps = registry.plan_auth(KEYS, registry.AuthState(True, {}, {}), {}, "s" * 32, object_storage=True)
+    assert ("user_grant", "object-storage", "object-storage") in steps
+    # It goes with the object storage.
+    have = registry.AuthState(True, {"object-storage": frozenset()}, {"object-storage": frozenset()})
+    assert ("user_delete", "object-storage") in registry.plan_auth(KEYS, have, {}, "s" * 32)
+
+
 def test_a_thousand_hosts_are_planned_at_once() -> None:
     hosts = {f"app{number}": ["orders", "catalog"] for number in range(1000)}
     empty = registry.AuthState(False, {}, {})

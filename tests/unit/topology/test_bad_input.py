@@ -49,7 +49,7 @@ ONE_VALUE = {
             "core1.components[0]: unknown value",
             'mean "registry"?',
             'got "registri"',
-            "gateway, registry, services, metrics, trust, database, backup",
+            "gateway, registry, services, metrics, trust, database, backup, object_storage",
         ],
     ),
     "component twice": ("platform", f"{A}/app1/components", ["services", "services"], ["app1.components: given twice"]),

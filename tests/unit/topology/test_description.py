@@ -30,6 +30,8 @@ def test_shared_variables_have_the_shapes_of_the_design(files):
         "causeway_hosts",
         "causeway_services",
         "causeway_databases",
+        "causeway_object_storage",
+        "causeway_backups",
         "causeway_lab",
     ]
     assert variables["causeway_regions"] == {
@@ -288,7 +290,7 @@ def test_the_descriptions_of_this_repository_are_sound(file, tmp_path, monkeypat
         if path.name == "secrets.yml":
             document = load.Document(name, path)
             document.data = dict.fromkeys(
-                ("registry", "hsm_pin", "hsm_so_pin", "database", "backup"), load.Vaulted(CIPHERTEXT)
+                ("registry", "hsm_pin", "hsm_so_pin", "database", "backup", "object_storage"), load.Vaulted(CIPHERTEXT)
             )
             return document
         return original(path, name)

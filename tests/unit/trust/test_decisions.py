@@ -56,6 +56,15 @@ def test_only_members_of_the_registry_carry_its_name() -> None:
     assert names(components=["services"])["host"]["dns"] == ["core1.shop.internal"]
 
 
+def test_an_object_storage_has_an_identity_of_its_own() -> None:
+    found = names(components=["object_storage"])
+    assert list(found) == ["host", "object-storage"]
+    own = found["object-storage"]
+    assert own["uris"] == ["spiffe://shop.internal/object-storage"]
+    assert own["dns"] == ["object-storage.shop.internal", "core1.shop.internal"]
+    assert (own["addresses"], own["common_name"]) == (["10.77.1.21", "127.0.0.1"], "object-storage.shop.internal")
+
+
 def test_databases_and_backups_have_identities_of_their_own() -> None:
     found = names(components=["database", "backup"])
     assert list(found) == ["backup", "database", "host"]

@@ -29,7 +29,9 @@ from ansible_collections.causeway.platform.plugins.modules import postgresql_ten
 PLATFORM, SERVICE, TENANT, DATABASE = "shop", "orders", "acme", "orders_acme"
 SHARDS = {"s1": "orders", "s2": "orders-s2"}
 PORTS = {"orders": 15010, "orders-s2": 15011}
-HOSTS = {"db1": "127.78.1.41", "db2": "127.78.1.42"}
+# Another checkout may run the same tests at the same time.
+NETWORK = f"127.78.{os.getpid() % 250 + 1}"
+HOSTS = {"db1": f"{NETWORK}.41", "db2": f"{NETWORK}.42"}
 LEADERS = {"orders": "db1", "orders-s2": "db2"}
 WORD = "a-word-of-the-mover"
 

@@ -13,17 +13,9 @@ AGENT = ROOT / "roles" / "node_agent" / "files"
 if AGENT.is_dir() and str(AGENT) not in sys.path:
     sys.path.insert(0, str(AGENT))
 
-import pytest
-
 # Modules look up their collection's metadata when they end: imports go through Ansible's own finder from the start.
 from ansible.plugins import loader
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
 if AnsibleCollectionConfig.collection_finder is None:
     loader.init_plugin_loader([str(COLLECTIONS)])
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one folder stay in one process of pytest-xdist (--dist loadgroup): they share ports and servers."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))

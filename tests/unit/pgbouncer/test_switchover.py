@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.causeway.platform.plugins.module_utils import etcd, patroni, pgbouncer, registry
+from ansible_collections.causeway.platform.plugins.module_utils import patroni, pgbouncer, registry
 from ansible_collections.causeway.platform.plugins.module_utils.patroni_switchover import (
     Pooler,
     Switchover,
@@ -33,16 +34,17 @@ _SPEC.loader.exec_module(etcd_live)
 authority, tls, server, client = etcd_live.authority, etcd_live.tls, etcd_live.server, etcd_live.client
 platform, keys = etcd_live.platform, etcd_live.keys
 
+FORK = multiprocessing.get_context("fork")
 NAMES = ["db1", "db2"]
 Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def switch_over(site: Any, sessions: Any, client: etcd.EtcdClient, keys: registry.Keys) -> Run:
-    """Runs the part of each host in a thread of its own; returns by host what it returned or raised."""
+def switch_over(site: Any, sessions: Any, server: Any, keys: registry.Keys) -> Run:
+    """Runs the part of each host in a process of its own; returns by host what it returned, or said when it failed."""
 
     def run(candidate: str = "", *, hosts: list[str] | None = None, timeout: float = 3.0, hold: float = 5.0) -> Any:
-        meeting, results = str(uuid.uuid4()), {}
+        meeting, results = str(uuid.uuid4()), FORK.Manager().dict()
 
         def part(name: str) -> None:
             host, config = site.hosts[name], site.config(name)
@@ -50,26 +52,27 @@ def switch_over(site: Any, sessions: Any, client: etcd.EtcdClient, keys: registr
             files = [str(current / file) for file in ("ca.pem", "cert.pem", "key.pem")]
             endpoints = [f"https://{site.hosts[one].address}:17010" for one in sorted(NAMES, key=lambda n: n != name)]
             pooler = Pooler(config, site.cluster(name), site.console(name), hold)
-            words = Rendezvous(client, keys, meeting, name, members=NAMES, ttl=30)
-            one = Switchover(
-                patroni.Client(endpoints, *files, username="rest", password="rest"),
-                words,
-                pooler,
-                timeout=timeout,
-                hold=hold,
-                come=2.0,
-            )
-            try:
-                results[name] = one.run(candidate, "", 1024)
-            except SwitchoverError as error:
-                results[name] = error
+            with server.client("root") as own:
+                try:
+                    one = Switchover(
+                        patroni.Client(endpoints, *files, username="rest", password="rest"),
+                        Rendezvous(own, keys, meeting, name, members=NAMES, ttl=30),
+                        pooler,
+                        timeout=timeout,
+                        hold=hold,
+                        come=2.0,
+                    )
+                    results[name] = one.run(candidate, "", 1024)
+                except SwitchoverError as error:
+                    results[name] = str(error)
 
-        threads = [threading.Thread(target=part, args=(name,)) for name in hosts or NAMES]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
+        # Each on a host of its own: who talks to PgBouncer becomes its user, and that is the whole process's.
+        parts = [FORK.Process(target=part, args=(name,)) for name in hosts or NAMES]
+        for one in parts:
+            one.start()
+        for one in parts:
+            one.join()
+        return dict(results)
 
     return run
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils import pgbouncer
 from ansible_collections.causeway.platform.plugins.module_utils.patroni import (
@@ -33,11 +33,6 @@ from ansible_collections.causeway.platform.plugins.module_utils.patroni import (
 )
 from ansible_collections.causeway.platform.plugins.module_utils.pgbouncer import PgBouncerError
 from ansible_collections.causeway.platform.plugins.module_utils.rendezvous import Rendezvous, RendezvousError
-
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-Json: TypeAlias = "dict[str, Any]"  # in quotes: Python 3.8 could not import it otherwise
 
 
 class SwitchoverError(Exception):
@@ -85,7 +80,7 @@ class Switchover:
         self.patroni, self.meeting, self.pooler = patroni, meeting, pooler
         self.timeout, self.hold, self.come = timeout, hold, come
 
-    def run(self, candidate: str, leaving: str, max_lag: int) -> Json:
+    def run(self, candidate: str, leaving: str, max_lag: int) -> dict[str, Any]:
         """Returns ``changed`` and, if the leadership moved, ``switchover`` and the ``pause`` of this host's writers.
 
         :raises SwitchoverError: it did not move.
@@ -126,7 +121,7 @@ class Switchover:
             raise PatroniError(f"the members do not agree who leads: {', '.join(leaders)}")
         return leader if moves else ""
 
-    def _move(self, cluster: Cluster, leader: str, candidate: str) -> Json:
+    def _move(self, cluster: Cluster, leader: str, candidate: str) -> dict[str, Any]:
         """Ask Patroni if this is the leader; then wait until the new one, which may be this host, is writable."""
         own = cluster.members[self.meeting.member]
         began = time.monotonic()
@@ -144,7 +139,7 @@ class Switchover:
         new = self.meeting.first("leads", self.hold, look)["name"]
         return {"from": leader, "to": new, "seconds": round(time.monotonic() - began, 3)}
 
-    def _ask(self, endpoint: str, body: Json) -> None:
+    def _ask(self, endpoint: str, body: dict[str, Any]) -> None:
         try:
             self.patroni.act(endpoint, "POST", "/switchover", body, timeout=self.hold)
         except PatroniError as error:

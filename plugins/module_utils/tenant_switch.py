@@ -277,7 +277,8 @@ class Switch:
 
     def _at_source(self) -> None:
         psql, move, started = self.source, self.move, time.monotonic()
-        assert psql is not None
+        if psql is None:  # only the source's leader comes here
+            raise RendezvousError("this host has no server to move a tenant from")
         ended = tenant_copy.fence(psql, move.database)
         token = f"{self.meeting.member}-{time.time_ns()}"
         lsn = tenant_copy.write_mark(psql, move.database, token)
@@ -300,7 +301,8 @@ class Switch:
 
     def _at_target(self) -> None:
         psql, move = self.target, self.move
-        assert psql is not None
+        if psql is None:  # only the target's leader comes here
+            raise RendezvousError("this host has no server to move a tenant to")
         final = self.meeting.first("final", self.limits.hold)
         self.times["level"] = round(tenant_copy.wait_mark(psql, move.database, final["token"], self.limits.hold), 3)
         schema = tenant_copy.fingerprint(psql, move.database)

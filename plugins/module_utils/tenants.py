@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils.etcd import (
     EtcdClient,
@@ -23,11 +23,6 @@ from ansible_collections.causeway.platform.plugins.module_utils.etcd import (
     op_put,
 )
 from ansible_collections.causeway.platform.plugins.module_utils.registry import Keys, now
-
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-Json: TypeAlias = "dict[str, Any]"  # in quotes: Python 3.8 could not import it otherwise
 
 
 class TenantError(Exception):
@@ -43,7 +38,7 @@ class Place:
     since: str = ""
     before: str = ""
 
-    def as_dict(self) -> Json:
+    def as_dict(self) -> dict[str, Any]:
         """Ready to return from a module."""
         return dict(self.__dict__)
 

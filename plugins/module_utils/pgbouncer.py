@@ -9,6 +9,7 @@ Standard library only: the role copies this file to the hosts, where Patroni's c
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import http.client
 import json
@@ -170,15 +171,25 @@ class Console:
                 raise PgBouncerError(f"PgBouncer at {self.path}: {error.strerror or error}") from error
 
     def _connect(self, connection: socket.socket) -> None:
-        # The peer is whom the kernel saw at connect().
-        switch = self.owner is not None and os.geteuid() == 0 and self.owner != 0
-        if switch:
-            os.seteuid(self.owner or 0)
-        try:
+        if self.owner is None or self.owner == os.geteuid() or os.geteuid() != 0:
             connection.connect(self.path)
-        finally:
-            if switch:
-                os.seteuid(0)
+            return
+        # The peer is whom the kernel saw at connect(). Becoming that user would change the whole process, its other threads
+        # too: a child does, and connects the socket that both have.
+        child = os.fork()
+        if child == 0:
+            code = errno.EIO
+            try:
+                os.seteuid(self.owner)
+                connection.connect(self.path)
+                code = 0
+            except OSError as error:
+                code = error.errno or errno.ETIMEDOUT
+            finally:
+                os._exit(code)
+        code = os.WEXITSTATUS(os.waitpid(child, 0)[1])
+        if code:
+            raise OSError(code, os.strerror(code))
 
     @staticmethod
     def _read(stream: Any) -> list[dict[str, str]]:

@@ -174,8 +174,8 @@ class Console:
         if self.owner is None or self.owner == os.geteuid() or os.geteuid() != 0:
             connection.connect(self.path)
             return
-        # The peer is whom the kernel saw at connect(). Becoming that user would change the whole process, its other threads
-        # too: a child does, and connects the socket that both have.
+        # The peer is whom the kernel saw at connect(). Becoming that user would change the whole process with its other
+        # threads: a child does, and connects the socket that both have.
         child = os.fork()
         if child == 0:
             code = errno.EIO

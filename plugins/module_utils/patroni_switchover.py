@@ -24,6 +24,7 @@ import time
 from typing import Any
 
 from ansible_collections.causeway.platform.plugins.module_utils import pgbouncer
+from ansible_collections.causeway.platform.plugins.module_utils.etcd import EtcdError
 from ansible_collections.causeway.platform.plugins.module_utils.patroni import (
     LEADERS,
     Client,
@@ -98,7 +99,7 @@ class Switchover:
             self.meeting.gather("held", self.timeout + self.come)
             moved = self._move(cluster, leader, candidate)
             pause = self.pooler.release(moved["to"]) if self.pooler else None
-        except (PatroniError, PgBouncerError, RendezvousError, TimeoutError, OSError) as error:
+        except (PatroniError, PgBouncerError, RendezvousError, EtcdError, TimeoutError, OSError) as error:
             self._end(str(error), held)
             raise SwitchoverError(str(error)) from error
         return {"changed": True, "switchover": moved, "pause": pause}
@@ -125,12 +126,10 @@ class Switchover:
         """Ask Patroni if this is the leader; then wait until the new one, which may be this host, is writable."""
         own = cluster.members[self.meeting.member]
         began = time.monotonic()
-        asked: list[threading.Thread] = []
         if own.name == leader:
             body = {"leader": leader, **({"candidate": candidate} if candidate else {})}
             # Patroni answers up to a second after the fact: nobody waits for it.
-            asked.append(threading.Thread(target=self._ask, args=(own.endpoint, body), daemon=True))
-            asked[0].start()
+            threading.Thread(target=self._ask, args=(own.endpoint, body), daemon=True).start()
 
         def look() -> None:
             if own.name != leader and self._writable(own.endpoint):

@@ -153,3 +153,23 @@ def test_a_promotion_that_does_not_come_lets_the_writers_go(site: Any, switch_ov
     assert all("nobody came to step 'leads' within 1 s" in str(results[name]) for name in NAMES), results
     assert paused(site) == []
     assert pgbouncer.read_mark(site.config("db1"), site.cluster("db1")).ended
+
+
+def test_a_registry_that_is_lost_while_writers_wait_lets_them_go(site: Any, switch_over: Run, server: Any) -> None:
+    site.stuck = True
+    stop = threading.Timer(1.5, server.stop)
+    stop.start()
+    began = time.monotonic()
+    try:
+        results = switch_over("db2", hold=8.0)
+        waited = time.monotonic() - began
+        held = paused(site)
+    finally:
+        stop.join()
+        site.stuck = False
+        server.start()
+        server.wait()
+    assert sorted(results) == NAMES, results
+    assert held == []
+    # Long before the pause would have ended by itself.
+    assert waited < 10, (waited, results)

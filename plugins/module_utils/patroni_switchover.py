@@ -60,12 +60,8 @@ class Pooler:
 
     def release(self, leader: str) -> float | None:
         """Point to ``leader`` (empty: whoever Patroni names) and let go; seconds that the writers waited."""
-        file = pgbouncer.file_of(self.config, self.cluster)
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        writer, reader = pgbouncer.chosen(text, self.config, self.cluster)
-        if not leader:
-            view = pgbouncer.Patroni(self.config, timeout=3.0).look(self.cluster, writer)
-            writer, reader, _cut_off = pgbouncer.Follower(self.config.host).decide(view, writer, reader)
+        find = pgbouncer.in_force if leader else pgbouncer.decided
+        writer, reader = find(self.config, self.cluster)
         pgbouncer.settle(self.config, self.cluster, self.console, leader or writer, reader)
         _paused, mark = pgbouncer.resume(self.config, self.cluster, self.console)
         return mark.seconds if mark else None

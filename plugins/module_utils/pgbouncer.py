@@ -362,6 +362,11 @@ def chosen(text: str, config: Config, cluster: Cluster) -> tuple[str, str]:
     return result[0], result[1]
 
 
+def in_force(config: Config, cluster: Cluster) -> tuple[str, str]:
+    """(writer, reader) of the included file that is there."""
+    return chosen(_read(file_of(config, cluster)), config, cluster)
+
+
 def file_of(config: Config, cluster: Cluster) -> Path:
     return Path(config.state) / f"{cluster.name}.ini"
 
@@ -619,7 +624,7 @@ def adopt(config: Config, tenancy: Tenancy, heard: Mapping[str, Route] | None = 
         _write(routes_of(config, tenancy), json.dumps(routes, indent=1) + "\n")
         # PgBouncer throws out clients of a database that is in no file, and takes the last of two: two before none.
         for cluster in affected:
-            writer, reader = chosen(_read(file_of(config, cluster)), config, cluster)
+            writer, reader = in_force(config, cluster)
             text = databases_text(config, cluster, writer, reader, tenants_of(config, cluster))
             _write(file_of(config, cluster), text)
         return [cluster.name for cluster in affected]
@@ -738,3 +743,10 @@ class Follower:
         # Without a leader nobody else is fit either: readers keep what they have.
         kept = self.host if local else (view.leader or reader)
         return leader, kept, self.silent == self.patience
+
+
+def decided(config: Config, cluster: Cluster, timeout: float = 3.0) -> tuple[str, str]:
+    """(writer, reader) as they should be now, by one look at Patroni; what is in force where that tells nothing."""
+    writer, reader = in_force(config, cluster)
+    view = Patroni(config, timeout).look(cluster, writer)
+    return Follower(config.host).decide(view, writer, reader)[:2]

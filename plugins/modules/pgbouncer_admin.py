@@ -118,12 +118,10 @@ from ansible_collections.causeway.platform.plugins.module_utils.pgbouncer import
     Cluster,
     Config,
     Console,
-    Follower,
-    Patroni,
     PgBouncerError,
-    chosen,
     console_of,
-    file_of,
+    decided,
+    in_force,
     load_config,
     parse_settings,
     pause,
@@ -136,8 +134,7 @@ from ansible_collections.causeway.platform.plugins.module_utils.pgbouncer import
 
 def state_of(config: Config, cluster: Cluster, console: Console) -> dict[str, Any]:
     """What is in force."""
-    path = file_of(config, cluster)
-    writer, reader = chosen(path.read_text(encoding="utf-8") if path.exists() else "", config, cluster)
+    writer, reader = in_force(config, cluster)
     mark = read_mark(config, cluster)
     paused = console.databases().get(cluster.database, {}).get("paused") == "1"
     return {"leader": writer, "reader": reader, "paused": paused, "seconds": mark.seconds if mark else None}
@@ -154,8 +151,7 @@ def reloaded(config: Config, console: Console, settings: Path, check_mode: bool)
 def resumed(config: Config, cluster: Cluster, console: Console, *, check_mode: bool) -> dict[str, Any]:
     """Point to the leader of now, then let go."""
     before = state_of(config, cluster, console)
-    view = Patroni(config, timeout=3.0).look(cluster, before["leader"])
-    writer, reader, _cut_off = Follower(config.host).decide(view, before["leader"], before["reader"])
+    writer, reader = decided(config, cluster)
     if check_mode:
         return {**before, "leader": writer, "changed": before["paused"] or writer != before["leader"], "actions": []}
     actions = settle(config, cluster, console, writer, reader)

@@ -30,12 +30,6 @@ def say(cluster: pgbouncer.Cluster | pgbouncer.Tenancy, lines: Sequence[str]) ->
         print(f"{cluster.name}: {line}", flush=True)
 
 
-def current(config: pgbouncer.Config, cluster: pgbouncer.Cluster) -> tuple[str, str]:
-    """(writer, reader) of the file in force."""
-    path = pgbouncer.file_of(config, cluster)
-    return pgbouncer.chosen(path.read_text(encoding="utf-8") if path.exists() else "", config, cluster)
-
-
 def callback(config: pgbouncer.Config, action: str, role: str, name: str) -> None:
     """Point the writers' database to the leader that this change of roles leads to."""
     if action not in ACTIONS:
@@ -53,7 +47,7 @@ def callback(config: pgbouncer.Config, action: str, role: str, name: str) -> Non
             leader = found if found != config.host else ""
         if not leader:
             time.sleep(0.1)
-    writer, reader = current(config, cluster)
+    writer, reader = pgbouncer.in_force(config, cluster)
     say(cluster, pgbouncer.settle(config, cluster, console, leader or writer, reader))
 
 
@@ -62,7 +56,7 @@ def step(
 ) -> None:
     """One look at one cluster, and what follows from it."""
     console = pgbouncer.console_of(config)
-    now = current(config, cluster)
+    now = pgbouncer.in_force(config, cluster)
     view = patroni.look(cluster, now[0])
     if config.host in cluster.members:
         writer, reader, cut_off = follower.decide(view, *now)

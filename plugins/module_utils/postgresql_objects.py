@@ -126,6 +126,13 @@ class Step:
     database: str = "postgres"
 
 
+# Options that the modules share, documented in plugins/doc_fragments/postgresql.py.
+SERVER: dict[str, Any] = {
+    "socket_path": {"type": "path", "default": "/run/postgresql"},
+    "system_user": {"type": "str", "default": "postgres"},
+}
+
+
 class Psql:
     """psql on this host over the unix socket, as PostgreSQL's superuser by peer authentication."""
 

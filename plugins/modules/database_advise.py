@@ -28,16 +28,6 @@ options:
       - Name of the database.
     type: str
     required: true
-  socket_path:
-    description:
-      - Directory of the server's socket.
-    type: path
-    default: /run/postgresql
-  system_user:
-    description:
-      - Unix user that PostgreSQL takes for its superuser. Used when the module runs as root.
-    type: str
-    default: postgres
   gather:
     description:
       - V(usage) only counts how often each index was read on this member, leader or replica, for O(usage).
@@ -98,6 +88,8 @@ options:
       - Seconds that one step may take; creating an index is one.
     type: float
     default: 3600.0
+extends_documentation_fragment:
+  - causeway.platform.postgresql
 attributes:
   check_mode:
     support: full
@@ -204,7 +196,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.causeway.platform.plugins.module_utils import database_advise, database_advise_run
-from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import PostgresqlError, Psql
+from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import SERVER, PostgresqlError, Psql
 
 
 def usage(psql: Psql, database: str) -> dict[str, Any]:
@@ -265,8 +257,7 @@ def main() -> None:
         argument_spec={
             "port": {"type": "int", "required": True},
             "database": {"type": "str", "required": True},
-            "socket_path": {"type": "path", "default": "/run/postgresql"},
-            "system_user": {"type": "str", "default": "postgres"},
+            **SERVER,
             "gather": {"type": "str", "choices": ["advice", "usage"], "default": "advice"},
             "usage": {"type": "dict", "default": {}},
             "members": {"type": "list", "elements": "str", "default": []},

@@ -19,16 +19,6 @@ options:
       - Port of the server, which is part of its socket's name.
     type: int
     required: true
-  socket_path:
-    description:
-      - Directory of the server's socket.
-    type: path
-    default: /run/postgresql
-  system_user:
-    description:
-      - Unix user that PostgreSQL takes for its superuser. Used when the module runs as root.
-    type: str
-    default: postgres
   database:
     description:
       - Database that gets the views.
@@ -100,6 +90,8 @@ options:
       - Seconds that one statement may take.
     type: float
     default: 120.0
+extends_documentation_fragment:
+  - causeway.platform.postgresql
 attributes:
   check_mode:
     support: full
@@ -143,7 +135,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.causeway.platform.plugins.module_utils.postgresql_across import Tenant, Way, bring
-from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import PostgresqlError, Psql
+from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import SERVER, PostgresqlError, Psql
 
 
 def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -167,8 +159,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "port": {"type": "int", "required": True},
-            "socket_path": {"type": "path", "default": "/run/postgresql"},
-            "system_user": {"type": "str", "default": "postgres"},
+            **SERVER,
             "database": text,
             "owner": text,
             "application": text,

@@ -17,16 +17,6 @@ options:
       - Port of the server, which is part of its socket's name.
     type: int
     required: true
-  socket_path:
-    description:
-      - Directory of the server's socket.
-    type: path
-    default: /run/postgresql
-  system_user:
-    description:
-      - Unix user that PostgreSQL takes for its superuser. Used when the module runs as root.
-    type: str
-    default: postgres
   longer_than:
     description:
       - Leave out transactions that are younger, in seconds.
@@ -37,6 +27,8 @@ options:
       - Seconds that the query may take.
     type: float
     default: 10.0
+extends_documentation_fragment:
+  - causeway.platform.postgresql
 attributes:
   check_mode:
     support: full
@@ -95,6 +87,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import (
+    SERVER,
     ACTIVITY,
     PostgresqlError,
     Psql,
@@ -115,8 +108,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "port": {"type": "int", "required": True},
-            "socket_path": {"type": "path", "default": "/run/postgresql"},
-            "system_user": {"type": "str", "default": "postgres"},
+            **SERVER,
             "longer_than": {"type": "float", "default": 0.0},
             "timeout": {"type": "float", "default": 10.0},
         },

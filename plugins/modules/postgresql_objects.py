@@ -21,16 +21,6 @@ options:
       - Port of the server, which is part of its socket's name.
     type: int
     required: true
-  socket_path:
-    description:
-      - Directory of the server's socket.
-    type: path
-    default: /run/postgresql
-  system_user:
-    description:
-      - Unix user that PostgreSQL takes for its superuser. Used when the module runs as root.
-    type: str
-    default: postgres
   database:
     description:
       - Name of the database.
@@ -94,6 +84,8 @@ options:
       - Seconds that one statement may take.
     type: float
     default: 60.0
+extends_documentation_fragment:
+  - causeway.platform.postgresql
 attributes:
   check_mode:
     support: full
@@ -137,6 +129,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import (
+    SERVER,
     DATABASE_STATE,
     SERVER_STATE,
     PostgresqlError,
@@ -182,8 +175,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "port": {"type": "int", "required": True},
-            "socket_path": {"type": "path", "default": "/run/postgresql"},
-            "system_user": {"type": "str", "default": "postgres"},
+            **SERVER,
             "database": {"type": "str", "required": True},
             "owner": {"type": "str", "required": True},
             "application": {"type": "str", "required": True},

@@ -16,6 +16,7 @@ description:
     the same time.
 version_added: "0.1.0"
 extends_documentation_fragment:
+  - causeway.platform.postgresql
   - causeway.platform.etcd
 options:
   endpoints:
@@ -39,16 +40,6 @@ options:
     description:
       - Port of the server, which is part of its socket's name. V(switched) takes O(source_port) and O(target_port).
     type: int
-  socket_path:
-    description:
-      - Directory of the server's socket.
-    type: path
-    default: /run/postgresql
-  system_user:
-    description:
-      - Unix user that PostgreSQL takes for its superuser. Used when the module runs as root.
-    type: str
-    default: postgres
   databases:
     description:
       - Names of the databases that O(state=present) makes.
@@ -297,6 +288,7 @@ from ansible_collections.causeway.platform.plugins.module_utils import pgbouncer
 from ansible_collections.causeway.platform.plugins.module_utils.etcd import EtcdError
 from ansible_collections.causeway.platform.plugins.module_utils.pgbouncer import PgBouncerError
 from ansible_collections.causeway.platform.plugins.module_utils.postgresql_objects import (
+    SERVER,
     DATABASE_STATE,
     SERVER_STATE,
     PostgresqlError,
@@ -518,8 +510,7 @@ def main() -> None:
                 )
             },
             "state": {"type": "str", "choices": list(STATES), "required": True},
-            "socket_path": {"type": "path", "default": "/run/postgresql"},
-            "system_user": {"type": "str", "default": "postgres"},
+            **SERVER,
             "here": {"type": "bool"},
             "template": {"type": "str", "default": ""},
             "source": {
